@@ -1,0 +1,7 @@
+"""Adapters: methods, routing, products of many adapters at once, and the adapted model."""
+
+from graftlm.adapters.lora import LoRA
+from graftlm.adapters.model import AdaptedModel
+from graftlm.adapters.routing import Routing
+
+__all__ = ["AdaptedModel", "LoRA", "Routing"]

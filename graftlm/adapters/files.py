@@ -1,0 +1,346 @@
+"""Adapter folders: as peft writes and reads them, with a graftlm.json beside for what peft has no place for.
+
+``adapter_config.json`` and ``adapter_model.safetensors`` are peft's own two files. ``graftlm.json`` holds the
+method's settings, the base's fingerprint, and the notes that travel with the adapter: chat template, recipe,
+data counts, metrics, versions. Folders that peft wrote have none and load all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from graftlm.adapters.lora import LoRA
+from graftlm.adapters.method import Adapter, LowRank, methods
+from graftlm.base.files import write_folder
+from graftlm.base.places import LinearPlace, Places
+from graftlm.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from graftlm.adapters.model import AdaptedModel
+
+CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "graftlm.json"
+FORMAT = 1
+_PREFIX = "base_model.model."
+
+
+def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
+    """Write the adapter ``name`` of ``model`` to ``folder``, whole or not at all.
+
+    An adapter with a subtracted start (PiSSA) is written as the plain LoRA of twice the rank that it equals.
+
+    Raises:
+        UserError: no such adapter, or the disk is full; what was in the folder before stays.
+    """
+    adapter = model.adapter(name)
+    config = _peft_config(adapter, model.places, model.source)
+    tensors = {}
+    for path, update in adapter.linear.items():
+        A, B = update.factors()
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = A.detach().cpu().contiguous()
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = B.detach().cpu().contiguous()
+    notes = {
+        "format": FORMAT,
+        "name": name,
+        "method": adapter.config.model_dump(mode="json"),
+        "base": {
+            "name": model.name,
+            "source": model.source,
+            "fingerprint": model.fingerprint,
+            **_shape(model),
+        },
+        **model.notes.get(name, {}),
+    }
+
+    def fill(fresh: Path) -> None:
+        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (fresh / NOTES).write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    write_folder(folder, fill)
+    return folder
+
+
+def load_adapter(model: AdaptedModel, folder: Path, name: str | None = None) -> str:
+    """Read an adapter folder into ``model`` under ``name`` (or the folder's own name); gives the name.
+
+    Raises:
+        UserError: not an adapter folder, cut short, for another base, or of a kind that is not known.
+    """
+    config = read_json(folder, CONFIG)
+    notes = read_notes(folder)
+    _check_base(model, folder, notes)
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"{folder / CONFIG}: peft_type is {kind!r}; graftlm reads LORA adapters so far")
+    unread = [
+        key
+        for key in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
+        if config.get(key)
+    ]
+    if unread:
+        raise UserError(f"{folder / CONFIG}: {', '.join(unread)} is set, which graftlm cannot read yet")
+    tensors = _read_weights(folder)
+    adapter = _build(model, folder, config, notes, tensors)
+    chosen = name or folder.resolve().name
+    model.attach(chosen, adapter)
+    model.notes[chosen] = {
+        key: value for key, value in notes.items() if key not in ("format", "name", "method", "base")
+    }
+    return chosen
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """The graftlm.json of an adapter folder; empty where peft wrote it.
+
+    Raises:
+        UserError: it is from a newer graftlm, or broken.
+    """
+    if not (folder / NOTES).exists():
+        return {}
+    notes = read_json(folder, NOTES)
+    if notes.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / NOTES} has format {notes.get('format')!r}; this graftlm reads format {FORMAT}",
+            hint="Update graftlm.",
+        )
+    return notes
+
+
+def read_json(folder: Path, file: str) -> dict[str, Any]:
+    """A JSON object of an adapter folder, or a UserError that says what is missing or broken."""
+    path = folder / file
+    if not folder.is_dir():
+        raise UserError(f"there is no adapter folder {folder}", hint=_neighbours(folder))
+    if not path.exists():
+        raise UserError(
+            f"{folder} is not an adapter folder: it has no {file}", hint=_neighbours(folder / "x")
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is cut short or broken: {error}", hint="Copy the adapter folder again."
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} should hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder looks like an adapter, ours or peft's."""
+    return (folder / CONFIG).is_file()
+
+
+def _neighbours(folder: Path) -> str | None:
+    parent = folder.parent
+    if not parent.is_dir():
+        return None
+    found = sorted(str(path.parent) for path in [*parent.glob(f"*/{CONFIG}"), *parent.glob(f"*/*/{CONFIG}")])
+    return f"Adapter folders nearby: {', '.join(found[:8])}" if found else None
+
+
+def _shape(model: AdaptedModel) -> dict[str, Any]:
+    text = model.base.config.get_text_config()
+    return {
+        "family": str(model.base.config.model_type),
+        "hidden_size": int(text.hidden_size),
+        "layers": len(model.places.blocks),
+        "vocabulary": model.vocabulary,
+    }
+
+
+def _check_base(model: AdaptedModel, folder: Path, notes: Mapping[str, Any]) -> None:
+    theirs = notes.get("base")
+    if theirs is None or theirs["fingerprint"] == model.fingerprint:
+        return
+    ours = _shape(model)
+    differing = [
+        f"{key} {theirs.get(key)} against {value}" for key, value in ours.items() if theirs.get(key) != value
+    ]
+    shapes = "; ".join(differing) if differing else "the shapes are equal, the weights are not"
+    raise UserError(
+        f"the adapter {folder} was trained on another base: {theirs['name']}, fingerprint {theirs['fingerprint'][:16]}…, "
+        f"but this base is {model.name}, fingerprint {model.fingerprint[:16]}… ({shapes})",
+        hint=f"Load it on its own base: --base {theirs['name']}",
+    )
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / WEIGHTS
+    if not path.exists():
+        pickled = (folder / "adapter_model.bin").exists()
+        raise UserError(
+            f"{folder} has no {WEIGHTS}"
+            + (", only a pickled adapter_model.bin, which is never opened" if pickled else ""),
+            hint="Save it again with safetensors." if pickled else "Copy the adapter folder again.",
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(
+            f"{path} is cut short or broken: {error}", hint="Copy the adapter folder again."
+        ) from error
+
+
+def _build(
+    model: AdaptedModel,
+    folder: Path,
+    config: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+) -> Adapter:
+    pairs = _pairs(folder, tensors)
+    method = _method(folder, config, notes, pairs)
+    linear: dict[str, LowRank] = {}
+    for path, (A, B) in pairs.items():
+        place = _place(model.places, folder, path, A, B)
+        start = None
+        scale = _scale(config, path, A.shape[0])
+        if method.init == "pissa":
+            half = A.shape[0] // 2
+            start = (A[half:].to(model.device), -B[:, half:].to(model.device))
+            A, B = A[:half], B[:, :half]
+        dtype = torch.promote_types(A.dtype, torch.float32)
+        linear[place.path] = LowRank(
+            A.contiguous().to(model.device, dtype),
+            B.contiguous().to(model.device, dtype),
+            scale=scale,
+            dropout=method.dropout,
+            start=None
+            if start is None
+            else (start[0].contiguous().to(dtype), start[1].contiguous().to(dtype)),
+        )
+    ordered = {path: linear[path] for path in model.places.linears if path in linear}
+    return Adapter(method, ordered)
+
+
+def _pairs(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """A and B by module path."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        matched = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
+        if matched is None:
+            raise UserError(f"{folder / WEIGHTS}: the key '{key}' is not of a LoRA on linear layers")
+        found.setdefault(matched[1], {})[matched[2]] = tensor
+    for path, parts in found.items():
+        if len(parts) != 2:
+            missing = "AB".replace(next(iter(parts)), "")
+            raise UserError(
+                f"{folder / WEIGHTS}: {_PREFIX}{path}.lora_{missing}.weight is missing",
+                hint="The file was cut short or written by something else; copy the adapter folder again.",
+            )
+    if not found:
+        raise UserError(f"{folder / WEIGHTS} holds no tensors")
+    return {path: (parts["A"], parts["B"]) for path, parts in found.items()}
+
+
+def _place(places: Places, folder: Path, path: str, A: torch.Tensor, B: torch.Tensor) -> LinearPlace:
+    if path not in places.linears:
+        raise UserError(
+            f"the adapter {folder} changes {path}, which this base does not have",
+            hint=f"Its linear layers are {', '.join(list(places.linears)[:4])}, …: is it for another base?",
+        )
+    place = places.linears[path]
+    wanted, given = (place.in_features, place.out_features), (A.shape[1], B.shape[0])
+    if wanted != given or A.shape[0] != B.shape[1]:
+        raise UserError(
+            f"the adapter {folder} does not fit this base: at {path} the base is {wanted[1]} × {wanted[0]}, "
+            f"but lora_B lora_A is {tuple(B.shape)} {tuple(A.shape)}",
+            hint="It was trained on another base.",
+        )
+    return place
+
+
+def _method(
+    folder: Path,
+    config: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+) -> LoRA:
+    """The method's settings: our own where we wrote the folder, else read off peft's."""
+    if "method" in notes:
+        settings = notes["method"]
+        known = methods()
+        if settings.get("method") not in known:
+            raise unknown_name("method", str(settings.get("method")), list(known))
+        try:
+            method = known[settings["method"]].model_validate(settings)
+        except ValidationError as error:
+            raise UserError(f"{folder / NOTES}: method: {error.errors()[0]['msg']}") from error
+        assert isinstance(method, LoRA)
+        return method
+    rank = int(config["r"])
+    return LoRA(
+        rank=rank,
+        alpha=float(config.get("lora_alpha", 8)),
+        dropout=float(config.get("lora_dropout") or 0.0),
+        rslora=bool(config.get("use_rslora", False)),
+        targets=list(pairs),
+        rank_pattern={path: A.shape[0] for path, (A, _) in pairs.items() if A.shape[0] != rank},
+        alpha_pattern=_alphas(config, pairs),
+    )
+
+
+def _alphas(config: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, float]:
+    patterns = config.get("alpha_pattern") or {}
+    found = {path: _peft_lookup(patterns, path) for path in paths}
+    return {path: float(alpha) for path, alpha in found.items() if alpha is not None}
+
+
+def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
+    alpha = _peft_lookup(config.get("alpha_pattern") or {}, path)
+    chosen = float(alpha if alpha is not None else config.get("lora_alpha", 8))
+    return chosen / rank**0.5 if config.get("use_rslora") else chosen / rank
+
+
+def _peft_lookup(patterns: Mapping[str, Any], path: str) -> Any:
+    """peft matches the keys of its patterns as regular expressions at the end of a path."""
+    for key, value in patterns.items():
+        if re.match(rf"(.*\.)?({key})$", path):
+            return value
+    return None
+
+
+def _peft_config(adapter: Adapter, places: Places, source: str) -> dict[str, Any]:
+    """adapter_config.json. Ranks and alphas that differ are given by full path."""
+    method = adapter.config
+    assert isinstance(method, LoRA)
+    ranks = {path: update.factors()[0].shape[0] for path, update in adapter.linear.items()}
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    alphas = {
+        path: update.scale * (ranks[path] ** 0.5 if method.rslora else ranks[path])
+        for path, update in adapter.linear.items()
+    }
+    usual = max(set(alphas.values()), key=list(alphas.values()).count)
+    transposed = [type(places.linears[path].module).__name__ == "Conv1D" for path in adapter.linear]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": source,
+        "inference_mode": True,
+        "r": common,
+        "lora_alpha": usual,
+        "lora_dropout": method.dropout,
+        "use_rslora": method.rslora,
+        "bias": "none",
+        "fan_in_fan_out": all(transposed),
+        "target_modules": _target_modules(adapter, places),
+        "rank_pattern": {re.escape(path): rank for path, rank in ranks.items() if rank != common},
+        "alpha_pattern": {re.escape(path): alpha for path, alpha in alphas.items() if alpha != usual},
+    }
+
+
+def _target_modules(adapter: Adapter, places: Places) -> list[str]:
+    """Last names where these mean just the adapter's layers, else full paths."""
+    names = sorted({path.rpartition(".")[2] for path in adapter.linear})
+    meant = {path for path in places.linears if path.rpartition(".")[2] in names}
+    return names if meant == set(adapter.linear) else list(adapter.linear)

@@ -1,0 +1,169 @@
+"""Routing: which adapters serve which tokens, as an immutable value of one call.
+
+Tokens are counted flat, row after row, so a padded batch (rows × length) and a packed one (1 × total) look the
+same to an adapter. The value of the running call is thread-local: gradient checkpointing captures it when the
+checkpointed function is called and puts it back around the recomputation, in whichever thread that runs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+
+Stack = tuple[str, ...]
+RowAdapters = str | Stack | None
+
+
+class Span(NamedTuple):
+    """Consecutive flat tokens [start, stop) that an adapter serves."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive flat tokens [start, stop) of one routing; its adapters apply together.
+
+    ``seeds`` holds, for each adapter that drops out inputs here, the seed of this row and step; ``length`` is
+    the number of real tokens from ``start`` on (padding, if any, follows them).
+    """
+
+    start: int
+    stop: int
+    stack: Stack
+    seeds: tuple[tuple[str, int], ...] = ()
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The segments of a batch, in order, covering all of its ``tokens`` flat tokens."""
+
+    segments: tuple[Segment, ...]
+    tokens: int
+
+    @staticmethod
+    def of_rows(
+        rows: Sequence[RowAdapters],
+        tokens_per_row: int | Sequence[int],
+        *,
+        seeds: Sequence[Mapping[str, int]] | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Routing:
+        """One segment a row. ``rows`` gives a name, a stack of names or None (the bare base) for each.
+
+        ``tokens_per_row`` is the padded length, or one length a row for a packed batch.
+        """
+        sizes = [tokens_per_row] * len(rows) if isinstance(tokens_per_row, int) else list(tokens_per_row)
+        stops = list(accumulate(sizes))
+        segments = tuple(
+            Segment(
+                stop - size,
+                stop,
+                as_stack(row),
+                tuple(seeds[number].items()) if seeds is not None else (),
+                lengths[number] if lengths is not None else None,
+            )
+            for number, (row, size, stop) in enumerate(zip(rows, sizes, stops, strict=True))
+        )
+        return Routing(segments, stops[-1] if stops else 0)
+
+    @cached_property
+    def spans(self) -> dict[str, tuple[Span, ...]]:
+        """Where each adapter serves: neighbouring segments of one adapter are joined."""
+        joined: dict[str, list[Span]] = {}
+        for segment in self.segments:
+            for name in segment.stack:
+                spans = joined.setdefault(name, [])
+                if spans and spans[-1].stop == segment.start:
+                    spans[-1] = Span(spans[-1].start, segment.stop)
+                else:
+                    spans.append(Span(segment.start, segment.stop))
+        return {name: tuple(spans) for name, spans in joined.items()}
+
+    @cached_property
+    def dropping(self) -> frozenset[str]:
+        """The adapters whose dropout is on in this call."""
+        return frozenset(name for segment in self.segments for name, _ in segment.seeds)
+
+    def keep_mask(
+        self, name: str, span: Span, width: int, place: int, probability: float, like: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Inverted-dropout factors (span tokens, width) of one adapter at one place, or None where it drops nothing.
+
+        Each row draws from a generator of its own, seeded by (adapter and step and row: its seed; place), so the
+        factors do not depend on the batch, and a recomputation draws the same.
+        """
+        if probability == 0.0 or name not in self.dropping:
+            return None
+        factors = torch.ones(span.stop - span.start, width, dtype=like.dtype, device=like.device)
+        for segment in self.segments:
+            if segment.start < span.start or segment.stop > span.stop:
+                continue
+            seed = dict(segment.seeds).get(name)
+            if seed is None:
+                continue
+            length = segment.stop - segment.start if segment.length is None else segment.length
+            generator = torch.Generator(device=like.device).manual_seed(mix_seed(seed, place))
+            draw = torch.rand(length, width, generator=generator, device=like.device)
+            first = segment.start - span.start
+            factors[first : first + length] = (draw >= probability).to(like.dtype) / (1.0 - probability)
+        return factors
+
+    def select(self, positions: torch.Tensor) -> Routing:
+        """The routing of the tokens at ``positions`` alone (ascending flat positions), for the language head."""
+        chosen = positions.cpu()
+        bounds = torch.tensor([0, *(segment.stop for segment in self.segments)])
+        counts = torch.searchsorted(chosen, bounds[1:]) - torch.searchsorted(chosen, bounds[:-1])
+        stacks = [segment.stack for segment in self.segments]
+        return Routing.of_rows(stacks, [int(count) for count in counts])
+
+
+def as_stack(row: RowAdapters) -> Stack:
+    """A row's adapters as a tuple of names."""
+    if row is None:
+        return ()
+    return (row,) if isinstance(row, str) else tuple(row)
+
+
+def mix_seed(*parts: int | str) -> int:
+    """One 63-bit seed from several numbers or words, the same in every process (splitmix64 steps)."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:
+        value = int.from_bytes(part.encode()[:4096], "little") if isinstance(part, str) else part
+        while True:
+            state = (state ^ (value & _MASK)) * 0xBF58476D1CE4E5B9 & _MASK
+            state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
+            state ^= state >> 31
+            value >>= 64
+            if value in (0, -1):
+                break
+    return state >> 1
+
+
+_MASK = 0xFFFFFFFFFFFFFFFF
+_current = threading.local()
+
+
+def current_routing() -> Routing | None:
+    """The routing of the call that runs in this thread, or None outside one."""
+    return getattr(_current, "routing", None)
+
+
+@contextmanager
+def routed(routing: Routing | None) -> Iterator[None]:
+    """Make ``routing`` the value of the calls inside, in this thread."""
+    before = current_routing()
+    _current.routing = routing
+    try:
+        yield
+    finally:
+        _current.routing = before

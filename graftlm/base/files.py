@@ -1,0 +1,105 @@
+"""Write files so that a crash, a kill or a full disk leaves either the old content or the new, never a part."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from graftlm.errors import UserError
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make or replace ``folder`` with what ``fill(new_folder)`` writes; it appears whole or not at all.
+
+    Raises:
+        UserError: the disk is full or the place may not be written; what was there stays.
+    """
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        try:
+            fresh.chmod(0o755)
+            fill(fresh)
+            for path in fresh.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            _sync(fresh)
+            if folder.exists():
+                old = fresh.with_suffix(".old")
+                folder.rename(old)
+                fresh.rename(folder)
+                shutil.rmtree(old)
+            else:
+                fresh.rename(folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Make or replace a file; it appears whole or not at all.
+
+    Raises:
+        UserError: as for :func:`write_folder`.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.part")
+        try:
+            fresh.write_text(text, encoding="utf-8")
+            _sync(fresh)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Make or replace a JSON file, like :func:`write_text`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or forbidden disk into a UserError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(_existing(path)).free
+            raise UserError(
+                f"the disk is full: {path} could not be written ({free / 1e6:.0f} MB free)",
+                hint="Earlier results are intact. Free some space and run the same command again.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"{path} may not be written: {error.strerror}", hint="Choose another folder."
+            ) from error
+        raise
+    except Exception as error:  # safetensors wraps the system's error in one of its own
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise UserError(
+                f"the disk is full: {path} could not be written",
+                hint="Earlier results are intact. Free some space and run the same command again.",
+            ) from error
+        raise
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,156 @@
+"""Load a pretrained causal language model as a frozen base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from graftlm.errors import UserError, unknown_name
+
+EMBEDDED = ("tiny",)
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A frozen base in eval mode. ``source`` is the folder or Hub name that it was read from."""
+
+    name: str
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a sequence may have."""
+        return context_length(self.model.config)
+
+
+def load_base(name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedBase:
+    """Load the base ``name``: "tiny" (embedded), a folder, or a Hub name.
+
+    Safetensors only, remote code off. ``dtype`` "auto" is float32 on a CPU and the checkpoint's own type on a
+    GPU (bfloat16 where it was stored as float32); ``device`` "auto" takes the GPU if there is one.
+
+    Raises:
+        UserError: the folder does not hold a causal language model that transformers knows, or holds pickled weights only.
+    """
+    source = resolve_base(name)
+    chosen_device = choose_device(device)
+    config = _call(name, AutoConfig.from_pretrained, source, trust_remote_code=False)
+    chosen_dtype = choose_dtype(dtype, chosen_device, config)
+    model = _call(
+        name,
+        AutoModelForCausalLM.from_pretrained,
+        source,
+        config=config,
+        dtype=chosen_dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return LoadedBase(name, source, freeze(model.to(chosen_device)), load_tokenizer(name))
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Put a model into eval mode (its dropout off) and take gradients off its weights, in place."""
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
+    return model
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base; a folder or Hub name as in :func:`load_base`."""
+    tokenizer = _call(name, AutoTokenizer.from_pretrained, resolve_base(name), trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UserError(f"base '{name}' has no tokenizer that transformers can read")
+    return tokenizer
+
+
+def resolve_base(name: str) -> str:
+    """The folder of an embedded base or a path, or else the Hub name as it is.
+
+    Raises:
+        UserError: it looks like a path, or like no Hub name, and no such folder exists.
+    """
+    if name in EMBEDDED:
+        return str(files("graftlm.base") / name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UserError(
+                f"the folder {path} holds no model: it has no config.json",
+                hint="Give the folder that save_pretrained() wrote, or a Hub name such as Qwen/Qwen3-0.6B.",
+            )
+        return str(path)
+    if path.exists():
+        raise UserError(f"the base {path} is a file; give the folder that holds config.json and the weights")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        error = unknown_name("base", name, list(EMBEDDED))
+        raise UserError(
+            f"no base '{name}': there is no such folder, and it is not the name of an embedded base ({', '.join(EMBEDDED)})",
+            hint=error.hint or "Give a folder, or a Hub name such as Qwen/Qwen3-0.6B.",
+        )
+    return name
+
+
+def choose_device(device: str) -> torch.device:
+    """A torch device from "auto" or a name such as "cpu" or "cuda:1"."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"unknown device '{device}'", hint="Use auto, cpu, cuda or cuda:N.") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda' was asked for, but torch sees no GPU", hint="Use device: auto or cpu.")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device, config: Any) -> torch.dtype:
+    """A torch dtype from "auto" or a name."""
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise unknown_name("dtype", dtype, [*DTYPES, "auto"])
+        return DTYPES[dtype]
+    if device.type == "cpu":
+        return torch.float32
+    stored = getattr(config, "dtype", None)
+    return stored if stored in (torch.bfloat16, torch.float16) else torch.bfloat16
+
+
+def context_length(config: Any) -> int:
+    """The most positions that a model was configured for."""
+    text = config.get_text_config()
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(text, key, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 2048
+
+
+def _call(name: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a transformers loader and turn what users can mend into a UserError."""
+    try:
+        return function(*args, **kwargs)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"base '{name}' could not be loaded: {first}",
+            hint="graftlm reads causal language models that transformers knows, with safetensors weights and no remote code.",
+        ) from error

@@ -1,0 +1,430 @@
+"""Recognise what rows hold by their fields, and make instances of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graftlm.data.instances import Instance, Message, Role
+from graftlm.errors import UserError, nearest
+
+Row = dict[str, Any]
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+}
+TOOL_ROLES = ("tool", "function", "observation", "function_call", "function_response", "tool_call", "ipython")
+PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("input", "output"),
+    ("question", "response"),
+    ("prompt", "answer"),
+)
+LABELS = ("label", "labels", "answer", "target", "coarse_label", "class")
+_TURN = re.compile(r"(?:^|\s)### (Human|Assistant):[ ]?")
+_PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+
+
+class RowProblem(Exception):
+    """Why a row cannot be learnt from; rows are dropped and counted by it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to read rows: ``expand`` gives the parts of a row, ``convert`` makes messages of a part.
+
+    ``ignored`` are columns that the format does not use.
+    """
+
+    name: str
+    convert: Callable[[Row], list[Message]]
+    expand: Callable[[Row], list[Row]] = lambda row: [row]
+    ignored: tuple[str, ...] = ()
+
+    def to_instances(self, row: Row, source: str, number: int) -> list[Instance]:
+        """The instances of a row: one, or several in self-instruct rows.
+
+        Raises:
+            RowProblem: a field is missing or of the wrong kind, an answer is empty, roles are out of order.
+        """
+        return [Instance(check(self.convert(part)), source, number) for part in self.expand(row)]
+
+
+def recognise(
+    rows: Sequence[Row],
+    source: str,
+    *,
+    prompt: str | None = None,
+    answer: str | None = None,
+    system: str | None = None,
+) -> Format:
+    """The format of a file by the fields of its first ``rows``; or one made of patterns with column names.
+
+    Raises:
+        UserError: the rows are of no known format (it lists their columns), are preference pairs or prompt
+            templates, or a pattern names a column that does not exist.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if prompt is not None or answer is not None or system is not None:
+        return _patterns(columns, source, prompt, answer, system)
+    _refuse(rows, source)
+    counts = Counter[str]()
+    for row in rows:
+        counts.update(name for name, (matches, _) in _KNOWN.items() if matches(row))
+    if not counts:
+        raise _unrecognised(columns, source)
+    most = max(counts.values())
+    name = next(name for name in _KNOWN if counts[name] == most)
+    return _KNOWN[name][1](columns)
+
+
+def fill(messages: Sequence[Message], variables: Mapping[str, str]) -> tuple[tuple[Message, ...], list[str]]:
+    """Replace ``{{name}}`` in the contents; also gives the names that nothing replaces."""
+    if not any("{{" in m.content for m in messages):
+        return tuple(messages), []
+    missing: list[str] = []
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in variables:
+            missing.append(name)
+            return match.group(0)
+        return variables[name]
+
+    filled = (Message(m.role, _PLACEHOLDER.sub(value, m.content), m.train) for m in messages)
+    return tuple(filled), missing
+
+
+def check(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages, if they are a conversation: system first, user and assistant in turn, an answer last.
+
+    Raises:
+        RowProblem: they are not, or a content is empty.
+    """
+    if not messages:
+        raise RowProblem("no messages")
+    if messages[0].role == "text":
+        if not messages[0].content.strip():
+            raise RowProblem("empty text")
+        return tuple(messages)
+    if messages[0].role == "system" and not messages[0].content.strip():
+        messages = messages[1:]
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    if not turns:
+        raise RowProblem("no messages")
+    for index, message in enumerate(turns):
+        expected = ("user", "assistant")[index % 2]
+        if message.role != expected:
+            raise RowProblem(f"roles out of order ({message.role} where {expected} is due)")
+        if not message.content.strip():
+            raise RowProblem("empty answer" if message.role == "assistant" else "empty prompt")
+    if turns[-1].role != "assistant":
+        raise RowProblem("conversation ends without an answer")
+    return tuple(messages)
+
+
+def _text(row: Row, key: str, *, required: bool = True) -> str:
+    """The text of a field; numbers and truth values are written out."""
+    value = row.get(key)
+    if value is None:
+        if required:
+            raise RowProblem(f"missing field '{key}'")
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    kinds: dict[type, str] = {list: "a list", dict: "an object"}
+    raise RowProblem(f"field '{key}' is {kinds.get(type(value), type(value).__name__)}, not text")
+
+
+def _list(row: Row, key: str) -> list[Any]:
+    value = row.get(key)
+    if value is None:
+        raise RowProblem(f"missing field '{key}'")
+    if not isinstance(value, list):
+        raise RowProblem(f"field '{key}' is not a list")
+    return value
+
+
+def _instruction_format(answer: str, extra: str) -> Callable[[Row], list[Message]]:
+    """Instruction with an optional further input, joined by an empty line; optional system and history."""
+
+    def convert(row: Row) -> list[Message]:
+        parts = [_text(row, "instruction"), _text(row, extra, required=False)]
+        messages = [Message("system", _text(row, "system", required=False))]
+        for turn in row.get("history") or []:
+            if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(t, str) for t in turn):
+                raise RowProblem("field 'history' is not a list of pairs of texts")
+            messages += [Message("user", turn[0]), Message("assistant", turn[1])]
+        user = "\n\n".join(part for part in parts if part.strip())
+        return [*messages, Message("user", user), Message("assistant", _text(row, answer))]
+
+    return convert
+
+
+def _chat_format(key: str) -> Callable[[Row], list[Message]]:
+    """A list of turns with role and content, or from and value."""
+
+    def convert(row: Row) -> list[Message]:
+        messages = [_turn(turn, key) for turn in _list(row, key)]
+        system = _text(row, "system", required=False)
+        if system.strip() and messages and messages[0].role != "system":
+            messages.insert(0, Message("system", system))
+        return messages
+
+    return convert
+
+
+def _turn(turn: Any, key: str) -> Message:
+    if not isinstance(turn, dict):
+        raise RowProblem(f"a turn in '{key}' is not an object")
+    name = _text(turn, "role" if "role" in turn else "from")
+    role = ROLES.get(name.lower())
+    if role is None:
+        known = name.lower() in TOOL_ROLES
+        raise RowProblem(f"tool turn ('{name}') is not supported" if known else f"unknown role '{name}'")
+    if turn.get("tool_calls"):
+        raise RowProblem("tool turn ('tool_calls') is not supported")
+    field = "content" if "content" in turn else "value"
+    if isinstance(turn.get(field), list):
+        texts = [
+            p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in turn[field]
+        ]
+        if not all(isinstance(text, str) for text in texts):
+            raise RowProblem("a turn holds more than text (an image or the like)")
+        content = "".join(str(text) for text in texts)
+    else:
+        content = _text(turn, field)
+    train = turn.get("train", turn.get("weight"))
+    return Message(role, content, None if train is None else bool(train))
+
+
+def _pair_format(prompt: str, answer: str) -> Callable[[Row], list[Message]]:
+    def convert(row: Row) -> list[Message]:
+        if isinstance(row.get(prompt), list) and isinstance(row.get(answer), list):
+            return [_turn(turn, key) for key in (prompt, answer) for turn in row[key]]
+        system = Message("system", _text(row, "system", required=False))
+        return [system, Message("user", _text(row, prompt)), Message("assistant", _text(row, answer))]
+
+    return convert
+
+
+def _oasst(row: Row) -> list[Message]:
+    """``### Human: … ### Assistant: …`` in ``input``, the last answer in ``output``."""
+    found = _TURN.split(_text(row, "input"))
+    if found[0].strip() or len(found) < 3 or found[-2] != "Assistant" or found[-1].strip():
+        raise RowProblem("field 'input' is not '### Human: … ### Assistant:'")
+    roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+    turns = [Message(roles[who], said) for who, said in zip(found[1:-2:2], found[2:-1:2], strict=True)]
+    return [*turns, Message("assistant", _text(row, "output").rstrip())]
+
+
+def _expand_self_instruct(row: Row) -> list[Row]:
+    instances = _list(row, "instances")
+    if not instances or not all(isinstance(i, dict) for i in instances):
+        raise RowProblem("field 'instances' is not a list of objects")
+    return [
+        {"instruction": row.get("instruction"), **{k: i.get(k) for k in ("input", "output")}}
+        for i in instances
+    ]
+
+
+def _has_turns(row: Row, key: str, role: str) -> bool:
+    turns = row.get(key)
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and role in turns[0]
+
+
+def _known(
+    name: str, convert: Callable[[Row], list[Message]], used: Sequence[str], **more: Any
+) -> Callable[[list[str]], Format]:
+    return lambda columns: Format(name, convert, ignored=tuple(c for c in columns if c not in used), **more)
+
+
+def _formats() -> dict[str, tuple[Callable[[Row], bool], Callable[[list[str]], Format]]]:
+    """By name, the more telling first: whether a row looks like it, and the format."""
+    known: dict[str, tuple[Callable[[Row], bool], Callable[[list[str]], Format]]] = {}
+
+    def add(
+        name: str,
+        matches: Callable[[Row], bool],
+        convert: Callable[[Row], list[Message]],
+        used: Sequence[str],
+        **more: Any,
+    ) -> None:
+        known[name] = (matches, _known(name.partition(" of ")[0], convert, used, **more))
+
+    for key in ("messages", "conversations", "conversation"):
+        for role, name in (("role", "messages"), ("from", "ShareGPT")):
+            add(
+                f"{name} of {key} {role}",
+                lambda row, k=key, r=role: _has_turns(row, k, r),  # type: ignore[misc]
+                _chat_format(key),
+                (key, "system"),
+            )
+    add(
+        "self-instruct",
+        lambda row: "instruction" in row and isinstance(row.get("instances"), list),
+        _instruction_format("output", "input"),
+        ("instruction", "instances"),
+        expand=_expand_self_instruct,
+    )
+    for answer, extra, name in (("output", "input", "Alpaca"), ("response", "context", "Dolly")):
+        add(
+            name,
+            lambda row, a=answer: "instruction" in row and a in row,  # type: ignore[misc]
+            _instruction_format(answer, extra),
+            ("instruction", extra, answer, "system", "history"),
+        )
+    add(
+        "OASST (### Human / ### Assistant)",
+        lambda row: "output" in row and str(row.get("input", "")).startswith("### Human:"),
+        _oasst,
+        ("input", "output"),
+    )
+    for prompt, answer in PAIRS:
+        add(
+            f"{prompt}/{answer}",
+            lambda row, p=prompt, a=answer: p in row and a in row,  # type: ignore[misc]
+            _pair_format(prompt, answer),
+            (prompt, answer, "system"),
+        )
+    add(
+        "plain text",
+        lambda row: isinstance(row.get("text"), str) and not any(label in row for label in LABELS),
+        lambda row: [Message("text", _text(row, "text"))],
+        ("text",),
+    )
+    return known
+
+
+_KNOWN = _formats()
+
+
+def _refuse(rows: Sequence[Row], source: str) -> None:
+    """Files that are known, but hold no instances."""
+    first = rows[0] if rows else {}
+    labelled = isinstance(first.get("label"), bool)
+    kinds = {
+        "prompt templates (PromptSource: a field 'jinja')": "jinja" in first,
+        "preference pairs (fields 'chosen' and 'rejected')": "rejected" in first or "chosen" in first,
+        "preference judgements (a conversation with a true or false 'label')": labelled
+        and ("messages" in first or "conversations" in first or "completion" in first),
+        "ranked answers (a list of answers in 'output')": "instruction" in first
+        and isinstance(first.get("output"), list),
+        "preference judgements (fields 'prediction 1' and 'prediction 2')": "prediction 1" in first,
+    }
+    for kind, holds in kinds.items():
+        if holds:
+            use = (
+                "Templates are applied to labelled data; they hold no examples themselves."
+                if "templates" in kind
+                else "Preference data trains rewards and preferences; instruction tuning needs one answer a"
+                ' row, for example {"prompt": "…", "completion": "…"}.'
+            )
+            raise UserError(f"{source}: these are {kind}, not instances to learn from", hint=use)
+
+
+def _unrecognised(columns: Sequence[str], source: str) -> UserError:
+    prompt = _likely(
+        columns, ("question", "text", "sentence", "input", "prompt", "source", "story", "premise")
+    )
+    answer = _likely([c for c in columns if c != prompt], (*LABELS, "output", "target", "answer"))
+    return UserError(
+        f"{source}: the format of these rows is not known; their columns are: {', '.join(columns)}",
+        hint=f'Say how to read them: --prompt "{{{prompt}}}" --answer "{{{answer}}}". Known without that:'
+        " Alpaca (instruction, input, output), ShareGPT (conversations), messages, self-instruct"
+        " (instruction, instances), prompt/completion, question/answer, input/output, plain text (text).",
+    )
+
+
+def _likely(columns: Sequence[str], words: Sequence[str]) -> str:
+    """The column named by the first word that one is named by, else holds it in its name, else any."""
+    for match in (str.__eq__, str.__contains__):
+        for word in words:
+            for column in columns:
+                if match(column.lower(), word):
+                    return column
+    return columns[-1] if columns else "column"
+
+
+class _Columns(string.Formatter):
+    """``str.format`` over columns, with ``[…]`` for items of lists and objects but no attributes."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
+        name, *items = _parts(field_name)
+        value: Any = kwargs.get(name)
+        for item in items:
+            try:
+                value = value[int(item) if isinstance(value, list) else item]
+            except (KeyError, IndexError, ValueError, TypeError) as error:
+                raise RowProblem(f"'{{{field_name}}}' is not in the row") from error
+        return _text({field_name: value}, field_name), name
+
+
+def _parts(field_name: str) -> list[str]:
+    """``answers[text][0]`` as its column and items; a column's own name may hold anything else."""
+    match = re.fullmatch(r"(.*?)((?:\[[^\]]*\])*)", field_name)
+    return [match.group(1), *re.findall(r"\[([^\]]*)\]", match.group(2))] if match else [field_name]
+
+
+def _patterns(
+    columns: Sequence[str], source: str, prompt: str | None, answer: str | None, system: str | None
+) -> Format:
+    formatter = _Columns()
+    used: list[str] = []
+    for option, pattern in (("prompt", prompt), ("answer", answer), ("system", system)):
+        if pattern is None:
+            continue
+        try:
+            names = [_parts(name)[0] for _, name, _, _ in formatter.parse(pattern) if name is not None]
+        except ValueError as error:
+            raise UserError(
+                f'--{option} "{pattern}": {error}', hint="A brace itself is written twice: {{"
+            ) from error
+        for name in names:
+            if name not in columns:
+                guess = nearest(name, list(columns))
+                raise UserError(
+                    f"--{option} \"{pattern}\": {source} has no column '{name}'; its columns are:"
+                    f" {', '.join(columns)}",
+                    hint=f"Did you mean '{guess}'?" if guess else None,
+                )
+        used += names
+    if answer is None or not used:
+        raise UserError(
+            f"{source}: a pattern for the answer is needed"
+            + ("" if answer is None else " that names a column"),
+            hint=f'For example --answer "{{{columns[-1] if columns else "answer"}}}".',
+        )
+
+    def convert(row: Row) -> list[Message]:
+        if prompt is None:
+            return [Message("text", formatter.format(answer, **row))]
+        given = Message("system", formatter.format(system, **row) if system else "")
+        question, reply = formatter.format(prompt, **row), formatter.format(answer, **row)
+        return [given, Message("user", question), Message("assistant", reply)]
+
+    ignored = tuple(c for c in columns if c not in used)
+    return Format("columns by pattern", convert, ignored=ignored)

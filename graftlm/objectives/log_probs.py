@@ -1,0 +1,148 @@
+"""Log-probabilities of chosen tokens, without ever holding the logits of all positions.
+
+Logits are made for the learnt positions only, a chunk at a time. The gradient of each log-probability with
+respect to its hidden state is made in the same pass, while the chunk's logits are there: ∂ log p(t) / ∂ logits =
+onehot(t) − softmax(logits). The backward pass only scales it, so any objective may follow.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from graftlm.adapters.routing import Routing
+
+CHUNK_BYTES = 48 * 2**20
+
+
+class Score(Protocol):
+    """Hidden states (tokens, hidden) and the routing of these tokens → logits (tokens, vocabulary)."""
+
+    def __call__(self, hidden: torch.Tensor, routing: Routing | None) -> torch.Tensor: ...
+
+
+def token_log_probs(
+    score: Score,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    vocabulary: int,
+    routing: Routing | None = None,
+    head_is_trained: bool = False,
+) -> torch.Tensor:
+    """log p(target) for each position.
+
+    Args:
+        hidden: (tokens, hidden), any floating dtype.
+        targets: (tokens,) int64.
+        vocabulary: how wide the logits are; sets the chunk size.
+        routing: of these tokens, where an adapter changes the head.
+        head_is_trained: whether the head has parameters that want gradients; its chunks are then recomputed.
+
+    Returns:
+        (tokens,) float32, or float64 for float64 hidden states.
+    """
+    rows = chunk_rows(vocabulary, hidden.element_size())
+    if head_is_trained and torch.is_grad_enabled():
+        parts = [
+            checkpoint(
+                _plain_log_probs,
+                score,
+                hidden[part],
+                targets[part],
+                _part(routing, part),
+                use_reentrant=False,
+            )
+            for part in _chunks(len(targets), rows)
+        ]
+        return torch.cat(parts)
+    result: torch.Tensor = _TokenLogProbs.apply(hidden, targets, score, routing, rows)  # type: ignore[no-untyped-call]
+    return result
+
+
+@torch.no_grad()
+def token_log_probs_and_hits(
+    score: Score,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    vocabulary: int,
+    routing: Routing | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p(target) and whether the target is the likeliest token, for each position; no gradients."""
+    log_probs, hits = [], []
+    for part in _chunks(len(targets), chunk_rows(vocabulary, hidden.element_size())):
+        logits = score(hidden[part], _part(routing, part))
+        log_probs.append(_chosen(_upcast(logits), targets[part]))
+        hits.append(logits.argmax(-1) == targets[part])
+    return torch.cat(log_probs), torch.cat(hits)
+
+
+def chunk_rows(vocabulary: int, element_size: int) -> int:
+    """How many positions' logits are held at a time."""
+    return max(16, CHUNK_BYTES // (vocabulary * max(4, element_size)))
+
+
+def _chunks(total: int, rows: int) -> list[slice]:
+    pieces = max(1, -(-total // rows))
+    size = max(1, -(-total // pieces))
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def _part(routing: Routing | None, part: slice) -> Routing | None:
+    return None if routing is None else routing.select(torch.arange(part.start, part.stop))
+
+
+def _upcast(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _chosen(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(-1)
+
+
+def _plain_log_probs(
+    score: Score, hidden: torch.Tensor, targets: torch.Tensor, routing: Routing | None
+) -> torch.Tensor:
+    return _chosen(_upcast(score(hidden, routing)), targets)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        score: Score,
+        routing: Routing | None,
+        rows: int,
+    ) -> torch.Tensor:
+        log_probs = torch.empty(len(targets), dtype=_upcast(hidden[:0]).dtype, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for part in _chunks(len(targets), rows):
+            if gradient is None:
+                log_probs[part] = _plain_log_probs(score, hidden[part], targets[part], _part(routing, part))
+                continue
+            with torch.enable_grad():
+                chunk = hidden[part].detach().requires_grad_()
+                scored = score(chunk, _part(routing, part))
+            logits = _upcast(scored.detach())
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            chosen = targets[part, None]
+            log_probs[part] = (logits.gather(1, chosen) - normaliser).squeeze(1)
+            # In place: the head does not keep its own output for the backward pass (autograd would raise if it did).
+            slope = logits.sub_(normaliser).exp_().neg_()
+            slope.scatter_add_(1, chosen, torch.ones_like(normaliser))
+            (gradient[part],) = torch.autograd.grad(scored, chunk, slope.to(scored.dtype))
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return log_probs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[Any, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None

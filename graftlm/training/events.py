@@ -1,0 +1,65 @@
+"""What the training loop tells those who watch it: progress displays, metric files, trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimizer step of one adapter. ``loss`` is the mean over the step's learnt tokens."""
+
+    adapter: str
+    step: int
+    total: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    learnt_tokens: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Held-out rows of one adapter: loss a learnt token, share of rows answered exactly. Step 0 is before training."""
+
+    adapter: str
+    step: int
+    loss: float
+    accuracy: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """One step of every active adapter is done. ``padded_tokens`` were run for ``tokens`` real ones."""
+
+    number: int
+    total: int
+    tokens: int
+    padded_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An adapter is done. ``reason``: finished, "early stop" or diverged; ``detail`` says more."""
+
+    adapter: str
+    step: int
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint is on disk."""
+
+    number: int
+    path: str
+
+
+Event = Stepped | Evaluated | RoundDone | Ended | CheckpointSaved
+Watcher = Callable[[Event], None]

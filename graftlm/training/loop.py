@@ -1,0 +1,249 @@
+"""The training loop: any number of adapters, each with its own data, objective, optimizer and pace.
+
+A round is one optimizer step of every adapter that still trains. The rows of all these steps run through the
+base together, in micro-batches of like length; losses, clipping, schedules and stopping are kept per adapter.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graftlm.adapters.model import AdaptedModel
+from graftlm.objectives.objective import RowScores
+from graftlm.training.checkpoints import latest_checkpoint, save_checkpoint
+from graftlm.training.diagnosis import find_non_finite
+from graftlm.training.events import CheckpointSaved, Ended, Evaluated, RoundDone, Stepped, Watcher
+from graftlm.training.forward import (
+    MicroBatch,
+    RoutedRow,
+    build_micro_batch,
+    micro_batch_log_probs,
+    plan_micro_batches,
+    score_rows,
+)
+from graftlm.training.optimizers import clip_gradients, gradient_norm, learning_rate
+from graftlm.training.settings import RunSettings
+from graftlm.training.task import Progress, Task, exact_share, mean_loss
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. ``interrupted``: it was asked to stop, and a checkpoint waits to be resumed."""
+
+    progress: dict[str, Progress]
+    rounds: int
+    tokens: int
+    padded_tokens: int
+    interrupted: bool
+
+
+def train(
+    model: AdaptedModel,
+    tasks: Sequence[Task],
+    settings: RunSettings | None = None,
+    *,
+    checkpoints: Path | None = None,
+    resume: bool = False,
+    watch: Watcher = lambda _event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train the adapters of ``tasks`` (already added to ``model``) side by side.
+
+    At the end each adapter holds its best parameters by held-out loss, or its last ones where nothing is held out.
+
+    Args:
+        checkpoints: a folder for checkpoints; None keeps none.
+        resume: go on from the newest checkpoint there, to the same bits as a run that was never stopped.
+        watch: called with every event, in order.
+        should_stop: asked after every round; True saves a checkpoint and returns.
+
+    Raises:
+        UserError: the disk is full, or a checkpoint cannot be read.
+    """
+    settings = settings or RunSettings()
+    runs = {task.adapter: Progress(task, model.adapter(task.adapter)) for task in tasks}
+    counters = Counters()
+    if resume and checkpoints is not None and (saved := latest_checkpoint(checkpoints)) is not None:
+        _restore(runs, counters, saved.state, saved.tensors)
+    else:
+        _evaluate(model, list(runs.values()), settings, watch)
+    total = max(run.total for run in runs.values())
+    eval_every = settings.eval_every or max(1, math.ceil(total / 8))
+    save_every = settings.save_every or eval_every
+    model.gradient_checkpointing = settings.gradient_checkpointing
+
+    def save() -> None:
+        if checkpoints is not None:
+            state, tensors = _snapshot(runs, counters)
+            path = save_checkpoint(checkpoints, counters.rounds, state, tensors, settings.keep_checkpoints)
+            watch(CheckpointSaved(counters.rounds, str(path)))
+
+    while active := [run for run in runs.values() if run.active]:
+        started = time.perf_counter()
+        tokens, padded = _round(model, active, settings, watch)
+        counters.add(tokens, padded)
+        due = [run for run in active if run.step % eval_every == 0 or run.step == run.total]
+        _evaluate(model, [run for run in due if run.reason != "diverged"], settings, watch)
+        for run in active:
+            _maybe_end(run, watch)
+        watch(RoundDone(counters.rounds, total, tokens, padded, time.perf_counter() - started))
+        if should_stop() and any(run.active for run in runs.values()):
+            save()
+            return Outcome(runs, counters.rounds, counters.tokens, counters.padded_tokens, interrupted=True)
+        if counters.rounds % save_every == 0 or not any(run.active for run in runs.values()):
+            save()
+    for run in runs.values():
+        run.take_best()
+    return Outcome(runs, counters.rounds, counters.tokens, counters.padded_tokens, interrupted=False)
+
+
+@dataclass
+class Counters:
+    """What the run as a whole has done so far."""
+
+    rounds: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+
+    def add(self, tokens: int, padded_tokens: int) -> None:
+        """Count one more round."""
+        self.rounds += 1
+        self.tokens += tokens
+        self.padded_tokens += padded_tokens
+
+
+def _round(
+    model: AdaptedModel, active: list[Progress], settings: RunSettings, watch: Watcher
+) -> tuple[int, int]:
+    """One optimizer step of every active adapter; gives real and padded tokens."""
+    owners: list[Progress] = []
+    rows: list[RoutedRow] = []
+    statistics: dict[str, Any] = {}
+    for run in active:
+        step_rows = run.task.step_rows(run.step)
+        statistics[run.task.adapter] = run.task.objective.statistics([row.row for row in step_rows])
+        owners += [run] * len(step_rows)
+        rows += step_rows
+    losses = dict.fromkeys(statistics, 0.0)
+    padded = 0
+    for order in plan_micro_batches(rows, settings.micro_batch_tokens):
+        batch = build_micro_batch(model, rows, order)
+        padded += batch.padded.input_ids.numel()
+        log_probs = micro_batch_log_probs(model, batch)
+        parts = _adapter_losses(batch, log_probs, rows, owners, statistics)
+        torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
+        for name, part in parts.items():
+            losses[name] += float(part.detach())
+    for run in active:
+        own = [row for row, owner in zip(rows, owners, strict=True) if owner is run]
+        _step(model, run, losses[run.task.adapter], own, watch)
+    return sum(len(row.row.ids) for row in rows), padded
+
+
+def _adapter_losses(
+    batch: MicroBatch,
+    log_probs: torch.Tensor,
+    rows: list[RoutedRow],
+    owners: list[Progress],
+    statistics: dict[str, Any],
+) -> dict[str, torch.Tensor]:
+    """The loss of each adapter's rows in a micro-batch."""
+    pieces = log_probs.split(batch.padded.counts)  # type: ignore[no-untyped-call]
+    indices: dict[str, list[int]] = {}
+    for number, index in enumerate(batch.order):
+        indices.setdefault(owners[index].task.adapter, []).append(number)
+    losses: dict[str, torch.Tensor] = {}
+    for name, numbers in indices.items():
+        scores = RowScores(
+            torch.cat([pieces[number] for number in numbers]),
+            tuple(batch.padded.counts[number] for number in numbers),
+            tuple(rows[batch.order[number]].row for number in numbers),
+        )
+        task = owners[batch.order[numbers[0]]].task
+        losses[name] = task.objective.loss(scores, statistics[name])
+    return losses
+
+
+def _step(model: AdaptedModel, run: Progress, loss: float, rows: list[RoutedRow], watch: Watcher) -> None:
+    """Clip, step and clear one adapter's gradients; a loss or gradient that is not finite ends it as it was."""
+    task = run.task
+    norm = gradient_norm(run.parameters)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        run.optimizer.zero_grad()
+        run.reason = "diverged"
+        run.detail = find_non_finite(model, rows, task.adapter, loss, norm)
+        watch(Ended(task.adapter, run.step, run.reason, run.detail))
+        return
+    rate = learning_rate(task.settings, run.step, run.total)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    clip_gradients(run.parameters, norm, task.settings.max_grad_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.step += 1
+    tokens, learnt = sum(len(row.row.ids) for row in rows), sum(row.row.n_supervised for row in rows)
+    epoch = run.step / run.total * task.settings.epochs
+    watch(Stepped(task.adapter, run.step, run.total, epoch, loss, rate, norm, tokens, learnt))
+
+
+def _evaluate(model: AdaptedModel, runs: list[Progress], settings: RunSettings, watch: Watcher) -> None:
+    """Score the held-out rows of several adapters together; remember the best parameters of each."""
+    runs = [run for run in runs if run.task.held_out]
+    rows = [row for run in runs for row in run.task.held_out_rows()]
+    scores = score_rows(model, rows, settings.micro_batch_tokens) if rows else []
+    start = 0
+    for run in runs:
+        own = scores[start : start + len(run.task.held_out)]
+        start += len(own)
+        loss, accuracy = mean_loss(own), exact_share(own)
+        better = math.isfinite(loss) and (run.best_loss is None or loss < run.best_loss)
+        if better:
+            run.best_loss, run.best_step, run.evaluations_without_gain = loss, run.step, 0
+            run.keep_best()
+        else:
+            run.evaluations_without_gain += 1
+        run.history.append({"step": run.step, "loss": loss, "accuracy": accuracy})
+        watch(Evaluated(run.task.adapter, run.step, loss, accuracy, better))
+
+
+def _maybe_end(run: Progress, watch: Watcher) -> None:
+    if not run.active:
+        return
+    patience = run.task.settings.patience
+    if run.step >= run.total:
+        run.reason = "finished"
+    elif patience is not None and run.evaluations_without_gain >= patience:
+        run.reason = "early stop"
+        run.detail = (
+            f"no better held-out loss in {patience} evaluations; the best was at step {run.best_step}"
+        )
+    if run.reason:
+        watch(Ended(run.task.adapter, run.step, run.reason, run.detail))
+
+
+def _snapshot(
+    runs: dict[str, Progress], counters: Counters
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    state = {"counters": vars(counters), "adapters": {name: run.state() for name, run in runs.items()}}
+    tensors = {f"{name}/{key}": tensor for name, run in runs.items() for key, tensor in run.tensors().items()}
+    return state, tensors
+
+
+def _restore(
+    runs: dict[str, Progress], counters: Counters, state: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> None:
+    vars(counters).update(state["counters"])
+    for name, run in runs.items():
+        own = {
+            key.removeprefix(f"{name}/"): value
+            for key, value in tensors.items()
+            if key.startswith(f"{name}/")
+        }
+        run.restore(state["adapters"][name], own)

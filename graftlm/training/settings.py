@@ -1,0 +1,74 @@
+"""Settings of a run: those that belong to one adapter, and those of the run as a whole."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class AdapterTraining(BaseModel):
+    """How one adapter is trained. Nothing here depends on which other adapters are trained beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    objective: Literal["sft"] = Field("sft", description="The loss: sft (supervised fine-tuning).")
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="How the learning rate falls after the warm-up: cosine, linear or constant."
+    )
+    min_learning_rate: float = Field(0.0, ge=0, le=1, description="Where it ends, as a share of the peak.")
+    warmup: float = Field(
+        0.03,
+        ge=0,
+        description="Warm-up from zero: a share of the steps (below 1) or a number of steps (1 and up).",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments.")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip the adapter's gradient to this norm; 0 is off.")
+    batch_rows: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Rows of an optimizer step. Give this or batch_tokens; left out: 16 rows."
+    )
+    batch_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Tokens of an optimizer step: rows are taken until they reach it."
+    )
+    epochs: float = Field(1.0, gt=0, description="Passes over the rows; may be a fraction.")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Stop after so many optimizer steps."
+    )
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Stop early after so many evaluations in a row without a better held-out loss."
+    )
+    group_by_length: bool = Field(
+        True, description="Make steps of rows of like length: less padding, faster."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the adapter's start, order of rows and dropout.")
+
+    @model_validator(mode="after")
+    def _one_batch_size(self) -> AdapterTraining:
+        if self.batch_rows is not None and self.batch_tokens is not None:
+            raise ValueError("give batch_rows or batch_tokens, not both")
+        return self
+
+
+class RunSettings(BaseModel):
+    """How the run as a whole is carried out. None of it changes what an adapter learns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    micro_batch_tokens: int = Field(
+        4096,
+        ge=1,
+        description="Tokens that run at once (padding included): sets memory, changes nothing else.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations: less memory, about a third slower."
+    )
+    eval_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Held-out loss every so many steps. Left out: about eight times in a run."
+    )
+    save_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="A checkpoint every so many steps. Left out: as often as the evaluation."
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="How many checkpoints are kept.")

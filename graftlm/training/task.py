@@ -1,0 +1,155 @@
+"""One adapter's part of a run: what is trained on what, and how far it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from graftlm.adapters.method import Adapter
+from graftlm.adapters.routing import Stack, mix_seed
+from graftlm.data.batches import EncodedRow, epoch_steps
+from graftlm.objectives.objective import Objective
+from graftlm.objectives.sft import SFT
+from graftlm.training.forward import RoutedRow, RowScore
+from graftlm.training.optimizers import build_optimizer
+from graftlm.training.settings import AdapterTraining
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one adapter learns. ``under`` names trained adapters that it is stacked on, which stay as they are."""
+
+    adapter: str
+    rows: tuple[EncodedRow, ...]
+    settings: AdapterTraining = field(default_factory=lambda: AdapterTraining())
+    held_out: tuple[EncodedRow, ...] = ()
+    objective: Objective = field(default_factory=SFT)
+    under: Stack = ()
+
+    @property
+    def stack(self) -> Stack:
+        """The routing of this task's rows."""
+        return (*self.under, self.adapter)
+
+    @cached_property
+    def steps(self) -> list[list[int]]:
+        """The rows of every optimizer step of the whole run."""
+        settings = self.settings
+        lengths = [len(row.ids) for row in self.rows]
+        batch_rows = settings.batch_rows or (None if settings.batch_tokens else 16)
+        steps: list[list[int]] = []
+        epoch = 0
+        while epoch < settings.epochs:
+            one = epoch_steps(
+                lengths,
+                seed=mix_seed(settings.seed, self.adapter, epoch),
+                batch_rows=batch_rows,
+                batch_tokens=settings.batch_tokens,
+                group_by_length=settings.group_by_length,
+            )
+            share = min(1.0, settings.epochs - epoch)
+            steps += one[: max(1, round(share * len(one)))]
+            epoch += 1
+            if settings.max_steps is not None and len(steps) >= settings.max_steps:
+                break
+        return steps[: settings.max_steps]
+
+    def step_rows(self, step: int) -> list[RoutedRow]:
+        """The rows of optimizer step ``step``, each with the dropout seed of this adapter, step and row."""
+        seed = mix_seed(self.settings.seed, self.adapter, "dropout", step)
+        return [
+            RoutedRow(self.rows[index], self.stack, ((self.adapter, mix_seed(seed, index)),))
+            for index in self.steps[step]
+        ]
+
+    def held_out_rows(self, stack: Stack | None = None) -> list[RoutedRow]:
+        """The held-out rows under this task's routing, or under another."""
+        return [RoutedRow(row, self.stack if stack is None else stack) for row in self.held_out]
+
+
+@dataclass
+class Progress:
+    """How far one adapter's training is. Everything that a checkpoint must bring back is here."""
+
+    task: Task
+    adapter: Adapter
+    step: int = 0
+    reason: str | None = None
+    detail: str = ""
+    best_loss: float | None = None
+    best_step: int = 0
+    best_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    evaluations_without_gain: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.parameters = [parameter for parameter in self.adapter.parameters() if parameter.requires_grad]
+        self.optimizer = build_optimizer(self.parameters, self.task.settings)
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps in all."""
+        return len(self.task.steps)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a step left to do."""
+        return self.reason is None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """A copy-free view of everything that is a tensor: parameters, moments, best parameters."""
+        named = {f"parameter.{name}": value for name, value in self.adapter.state_dict().items()}
+        for (name, _), parameter in zip(self.adapter.named_parameters(), self.parameters, strict=True):
+            moments = self.optimizer.state.get(parameter, {})
+            named |= {
+                f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step") if key in moments
+            }
+        return named | {f"best.{name}": value for name, value in self.best_tensors.items()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Become what :meth:`state` and :meth:`tensors` described."""
+        for key, value in state.items():
+            setattr(self, key, value)
+        own = {name.removeprefix("parameter."): value for name, value in tensors.items()}
+        self.adapter.load_state_dict({name: own[name] for name in self.adapter.state_dict()})
+        for name, parameter in self.adapter.named_parameters():
+            if f"step.{name}" in tensors:
+                self.optimizer.state[parameter] = {
+                    key: tensors[f"{key}.{name}"].to(parameter.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        best = {
+            name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")
+        }
+        self.best_tensors = {name: value.to(self.parameters[0].device) for name, value in best.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that is not a tensor, as JSON."""
+        keys = ("step", "reason", "detail", "best_loss", "best_step", "evaluations_without_gain", "history")
+        return {key: getattr(self, key) for key in keys}
+
+    @torch.no_grad()
+    def keep_best(self) -> None:
+        """Remember the parameters as they are now."""
+        self.best_tensors = {name: value.detach().clone() for name, value in self.adapter.named_parameters()}
+
+    @torch.no_grad()
+    def take_best(self) -> None:
+        """Put the best parameters back, if any were kept."""
+        for name, parameter in self.adapter.named_parameters():
+            if name in self.best_tensors:
+                parameter.copy_(self.best_tensors[name])
+
+
+def mean_loss(scores: list[RowScore]) -> float:
+    """Negative log-likelihood a learnt token, over all rows."""
+    return -sum(score.log_prob for score in scores) / max(1, sum(score.tokens for score in scores))
+
+
+def exact_share(scores: list[RowScore]) -> float:
+    """The share of rows whose answer greedy decoding gives exactly."""
+    return sum(score.exact for score in scores) / max(1, len(scores))
