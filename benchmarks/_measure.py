@@ -146,7 +146,7 @@ class Table:
         for row in self.rows:
             table.add_row(*row)
         # Into a file or a pipe, a table that is cut to 80 columns is worth nothing.
-        wide = None if sys.stdout.isatty() else 160
+        wide = None if sys.stdout.isatty() else 200
         rich.console.Console(width=wide, highlight=False).print(table)
 
 

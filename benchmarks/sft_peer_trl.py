@@ -64,7 +64,7 @@ def run_trl(work: Work, settings: dict[str, Any]) -> dict[str, Any]:
 
     meter = Meter()
 
-    class Timer(TrainerCallback):  # type: ignore[misc]
+    class Timer(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             meter.start()
 

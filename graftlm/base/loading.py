@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from graftlm.errors import UserError, unknown_name
 
@@ -55,16 +58,29 @@ def load_base(name: str, *, dtype: str = "auto", device: str = "auto") -> Loaded
     chosen_device = choose_device(device)
     config = _call(name, AutoConfig.from_pretrained, source, trust_remote_code=False)
     chosen_dtype = choose_dtype(dtype, chosen_device, config)
-    model = _call(
-        name,
-        AutoModelForCausalLM.from_pretrained,
-        source,
-        config=config,
-        dtype=chosen_dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    with quiet_loading() if Path(source).is_dir() else nullcontext():
+        model = _call(
+            name,
+            AutoModelForCausalLM.from_pretrained,
+            source,
+            config=config,
+            dtype=chosen_dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     return LoadedBase(name, source, freeze(model.to(chosen_device)), load_tokenizer(name))
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars of transformers inside: local files load in a moment."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

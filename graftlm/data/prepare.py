@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftlm.data.batches import EncodedRow
 from graftlm.data.formats import Format, RowProblem, check, fill, recognise
 from graftlm.data.instances import Instance, Message
 from graftlm.data.jinja import CannotRender
@@ -27,16 +28,6 @@ EXAMPLES = 5  # places kept for each reason
 PROMPT_FILLS = "prompt fills the context"
 TRUNCATED = "longer than the context"
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRow:
-    """Token ids of a row, for each whether it is learnt, and where the row came from."""
-
-    ids: list[int]
-    supervised: list[bool]
-    source: str
-    row: int
 
 
 @dataclass
@@ -258,13 +249,13 @@ def _fit(
 ) -> EncodedRow | None:
     """The row cut to ``max_length``, or None if nothing to learn is left in it."""
     ids, supervised = rendered.ids, rendered.supervised
-    learnt = sum(supervised)
+    learnt = sum(supervised[1:])
     if not learnt:
         counts.drop("no token to learn", instance.source, instance.row)
         return None
     if max_length is not None and len(ids) > max_length:
         supervised = supervised[:max_length]
-        left = sum(supervised)
+        left = sum(supervised[1:])
         if not left:
             counts.drop(PROMPT_FILLS, instance.source, instance.row)
             return None

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graftlm.data.prepare import EncodedRow, PreparedData
+from graftlm.data.batches import EncodedRow
+from graftlm.data.prepare import PreparedData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

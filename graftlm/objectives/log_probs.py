@@ -129,14 +129,14 @@ class _TokenLogProbs(torch.autograd.Function):
             with torch.enable_grad():
                 chunk = hidden[part].detach().requires_grad_()
                 scored = score(chunk, _part(routing, part))
-            logits = _upcast(scored.detach())
-            normaliser = logits.logsumexp(-1, keepdim=True)
+            every = torch.log_softmax(_upcast(scored.detach()), dim=-1)
             chosen = targets[part, None]
-            log_probs[part] = (logits.gather(1, chosen) - normaliser).squeeze(1)
-            # In place: the head does not keep its own output for the backward pass (autograd would raise if it did).
-            slope = logits.sub_(normaliser).exp_().neg_()
-            slope.scatter_add_(1, chosen, torch.ones_like(normaliser))
-            (gradient[part],) = torch.autograd.grad(scored, chunk, slope.to(scored.dtype))
+            log_probs[part] = every.gather(1, chosen).squeeze(1)
+            # In place and negated afterwards: the chunk's logits are large, its hidden states small.
+            slope = every.exp_()
+            slope.scatter_add_(1, chosen, slope.new_full(chosen.shape, -1.0))
+            (negated,) = torch.autograd.grad(scored, chunk, slope.to(scored.dtype))
+            gradient[part] = negated.neg_()
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return log_probs

@@ -1,0 +1,99 @@
+"""Export: a copy of the base with adapters merged in, as an ordinary transformers folder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from graftlm.adapters.model import AdaptedModel
+from graftlm.base.files import write_folder
+from graftlm.base.loading import freeze, quiet_loading
+from graftlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class MergeCheck:
+    """How far the exported folder, loaded again, is from the adapters beside the base, on some tokens."""
+
+    largest_difference: float
+    largest_logit: float
+    tokens: int
+
+    @property
+    def relative(self) -> float:
+        """The largest difference as a share of the largest logit."""
+        return self.largest_difference / max(self.largest_logit, 1e-30)
+
+
+def export_merged(
+    model: AdaptedModel, adapters: Sequence[str], folder: Path, *, dtype: torch.dtype | None = None
+) -> MergeCheck:
+    """Write the base with the stack ``adapters`` merged to ``folder``; the base in memory stays as it is.
+
+    The folder is loaded again and compared with the unmerged model. ``dtype``: of the weights written; the base's
+    own by default.
+
+    Raises:
+        UserError: an adapter does not exist, a weight is not dense, or the disk is full.
+    """
+    merged = _fresh_copy(model)
+    with torch.no_grad():
+        for name in adapters:
+            for path, update in model.adapter(name).linear.items():
+                _add(merged, model, path, update.delta())
+    if dtype is not None:
+        nn.Module.to(merged, dtype)
+
+    def fill(fresh: Path) -> None:
+        with quiet_loading():
+            merged.save_pretrained(fresh)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(fresh)
+
+    write_folder(folder, fill)
+    del merged
+    return _check(model, tuple(adapters), folder)
+
+
+def _fresh_copy(model: AdaptedModel) -> PreTrainedModel:
+    """A model of the same class and weights, built anew so that no adapter is attached to it."""
+    base = model.base
+    fresh: PreTrainedModel = type(base)(copy.deepcopy(base.config))
+    nn.Module.to(fresh, device=model.device, dtype=model.dtype)
+    fresh.load_state_dict(base.state_dict())
+    fresh.generation_config = copy.deepcopy(base.generation_config)
+    return fresh
+
+
+def _add(merged: PreTrainedModel, model: AdaptedModel, path: str, delta: torch.Tensor) -> None:
+    """Add an update (out, in) to one layer; a tied head gets a weight of its own first."""
+    module = merged.get_submodule(path)
+    weight = module.weight
+    if model.places.linears[path].dense_weight() is None or not isinstance(weight, torch.Tensor):
+        raise UserError(f"{path} has no dense weight to merge into", hint="Load the base unquantised to export it.")
+    if path == model.places.head and weight is merged.get_input_embeddings().weight:
+        weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
+        module.weight = weight
+        merged.config.tie_word_embeddings = False
+    change = delta.T if isinstance(module, Conv1D) else delta
+    weight.copy_((weight.to(change.dtype) + change).to(weight.dtype))
+
+
+@torch.no_grad()
+def _check(model: AdaptedModel, stack: tuple[str, ...], folder: Path) -> MergeCheck:
+    with quiet_loading():
+        exported = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+    nn.Module.to(exported, model.device)
+    freeze(exported)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, model.vocabulary, (2, 32), generator=generator).to(model.device)
+    ours = model(ids, adapters=stack).logits.float()
+    theirs = exported(input_ids=ids).logits.float()
+    return MergeCheck(float((ours - theirs).abs().max()), float(ours.abs().max()), ids.numel())

@@ -1,0 +1,187 @@
+"""How sure a number is: intervals of a loss, of a share, and of their change on the same rows.
+
+All intervals are 95% unless told otherwise. Rows are the unit: they are what is drawn at random, tokens of one row hang
+together. Everything is a pure function; the bootstrap is seeded, so the same scores give the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+LEVEL = 0.95
+SEED = 0
+RESAMPLES = 9999
+BCA_ROWS = 2000  # from here on the corrections of BCa are below the noise, and its jackknife costs rows²
+DRAWS = 20_000_000  # resamples × rows: bounds the time on large files to about a second
+Floats = NDArray[np.float64]
+
+
+class Score(Protocol):
+    """What a model makes of one row (``graftlm.training.forward.RowScore`` is one)."""
+
+    @property
+    def log_prob(self) -> float: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def exact(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its confidence interval; the bounds are NaN where the rows do not allow one."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval at all."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+@dataclass(frozen=True)
+class Change(Interval):
+    """``value`` is after minus before, measured on the same rows."""
+
+    before: float
+    after: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_loss(scores: Sequence[Score]) -> float:
+    """Negative log-likelihood a token, in nats, over all rows; NaN without any token."""
+    losses, tokens = _arrays(scores)
+    return float(losses.sum() / tokens.sum()) if tokens.sum() else math.nan
+
+
+def exact_share(scores: Sequence[Score]) -> float:
+    """The share of rows that greedy decoding answers exactly, from 0 to 1; NaN without rows."""
+    return sum(score.exact for score in scores) / len(scores) if scores else math.nan
+
+
+def loss_interval(scores: Sequence[Score], *, level: float = LEVEL, seed: int = SEED) -> Interval:
+    """The mean loss a token and its bootstrap interval."""
+    losses, tokens = _arrays(scores)
+    return Interval(mean_loss(scores), *_bootstrap(losses, tokens, level, seed))
+
+
+def loss_change(
+    before: Sequence[Score], after: Sequence[Score], *, level: float = LEVEL, seed: int = SEED
+) -> Change:
+    """The change of the mean loss a token between two scorings of the same rows; negative is better.
+
+    The bootstrap draws rows and takes both scores of each, so what makes a row hard or easy cancels out.
+
+    Raises:
+        ValueError: the two do not score the same rows.
+    """
+    first, tokens = _arrays(before)
+    second, same = _arrays(after)
+    if tokens.tolist() != same.tolist():
+        raise ValueError(
+            f"before and after score different rows: {len(before)} rows of {tokens.sum():.0f} tokens "
+            f"and {len(after)} of {same.sum():.0f}"
+        )
+    low, high = _bootstrap(second - first, tokens, level, seed)
+    old, new = mean_loss(before), mean_loss(after)
+    return Change(new - old, low, high, before=old, after=new)
+
+
+def wilson_interval(successes: int, trials: int, *, level: float = LEVEL) -> Interval:
+    """A share of ``trials`` and its Wilson score interval: never outside 0 to 1, never empty at its ends."""
+    if trials == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    result = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
+    return Interval(successes / trials, float(result.low), float(result.high))
+
+
+def accuracy_change(before: Sequence[Score], after: Sequence[Score], *, level: float = LEVEL) -> Change:
+    """The change of the share of exact answers between two scorings of the same rows, from −1 to 1."""
+    if len(before) != len(after):
+        raise ValueError(f"before and after score different rows: {len(before)} and {len(after)}")
+    return paired_share_change([score.exact for score in before], [score.exact for score in after], level=level)
+
+
+def paired_share_change(before: Sequence[bool], after: Sequence[bool], *, level: float = LEVEL) -> Change:
+    """Newcombe's score interval of the change of a share on the same rows (1998, method 10).
+
+    Why not the bootstrap: a base often answers no row and an adapter nearly all of them, and there the bootstrap's
+    interval shrinks towards a point (its 95% covered 45 to 87% in simulations where this one covered 94% and more).
+    It is made of the very Wilson intervals that are shown for before and after.
+    """
+    rows = len(before)
+    old, new = np.asarray(before, bool), np.asarray(after, bool)
+    first = wilson_interval(int(old.sum()), rows, level=level)
+    second = wilson_interval(int(new.sum()), rows, level=level)
+    phi = _correlation(old, new)
+    below = _combine(second.value - second.low, first.high - first.value, phi)
+    above = _combine(second.high - second.value, first.value - first.low, phi)
+    change = second.value - first.value
+    return Change(change, change - below, change + above, before=first.value, after=second.value)
+
+
+def _combine(one: float, other: float, phi: float) -> float:
+    return math.sqrt(max(0.0, one**2 - 2 * phi * one * other + other**2))
+
+
+def _correlation(old: NDArray[np.bool_], new: NDArray[np.bool_]) -> float:
+    # φ of the two-by-two table; Newcombe's continuity correction pulls a positive one towards 0.
+    rows = len(old)
+    both, neither = int((old & new).sum()), int((~old & ~new).sum())
+    lost, won = int((old & ~new).sum()), int((~old & new).sum())
+    product = math.prod([both + lost, won + neither, both + won, lost + neither])
+    if product == 0:
+        return 0.0
+    excess: float = both * neither - lost * won
+    if excess > 0:
+        excess = max(0.0, excess - rows / 2)
+    return excess / math.sqrt(product)
+
+
+def _arrays(scores: Sequence[Score]) -> tuple[Floats, Floats]:
+    losses = np.array([-score.log_prob for score in scores], dtype=np.float64)
+    return losses, np.array([score.tokens for score in scores], dtype=np.float64)
+
+
+def _bootstrap(totals: Floats, tokens: Floats, level: float, seed: int) -> tuple[float, float]:
+    """The interval of ``totals.sum() / tokens.sum()`` when rows are drawn again: BCa, percentile for many rows."""
+    rows = len(totals)
+    if rows < 2 or not np.isfinite(totals).all() or not tokens.all():
+        return math.nan, math.nan
+    if np.ptp(totals / tokens) == 0:  # every resample gives the same mean
+        return float(totals[0] / tokens[0]), float(totals[0] / tokens[0])
+    methods = ["BCa", "percentile"] if rows < BCA_ROWS else ["percentile"]
+    for method in methods:
+        with warnings.catch_warnings():  # scipy warns where BCa is undefined and gives NaN: then the other serves
+            warnings.simplefilter("ignore")
+            result: Any = stats.bootstrap(
+                (totals, tokens),
+                lambda total, count, axis: total.sum(axis=axis) / count.sum(axis=axis),
+                paired=True,
+                vectorized=True,
+                confidence_level=level,
+                n_resamples=max(999, min(RESAMPLES, DRAWS // rows)),
+                batch=max(1, 1_000_000 // rows),
+                method=method,
+                random_state=np.random.default_rng(seed),
+            )
+        low, high = map(float, result.confidence_interval)
+        if math.isfinite(low) and math.isfinite(high):
+            break
+    return low, high

@@ -1,0 +1,181 @@
+"""Plan before a run: one real step at the largest batch shape, measured, and what follows from it.
+
+The step is taken on copies of nothing: parameters get gradients and optimizer moments as in the run, and are put
+back afterwards, so a plan costs what the run's first step costs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from graftlm.adapters.model import AdaptedModel
+from graftlm.base.memory import available_memory, peak_memory, reset_peak_memory, used_memory
+from graftlm.errors import UserError
+from graftlm.training.forward import (
+    RoutedRow,
+    build_micro_batch,
+    micro_batch_log_probs,
+    plan_micro_batches,
+    score_rows,
+)
+from graftlm.training.settings import RunSettings
+from graftlm.training.task import Progress, Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take. Memory in bytes, time in seconds; padding as a share of the tokens run.
+
+    ``largest_micro_batch_tokens`` is the largest setting of ``micro_batch_tokens`` that fits into the memory
+    available now, or None where memory does not grow with it measurably.
+    """
+
+    rounds: int
+    steps: dict[str, int]
+    tokens: int
+    learnt_tokens: int
+    padding_share: float
+    micro_batches: int
+    seconds: float
+    peak_memory: int
+    available_memory: int
+    largest_micro_batch_tokens: int | None
+    trained_parameters: dict[str, int]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the planned peak is within what is free now plus what is in use already."""
+        return self.peak_memory <= self.available_memory
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One micro-batch that was run: padded tokens, seconds, and the peak that it led to."""
+
+    tokens: int
+    seconds: float
+    peak: int
+
+
+def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> Plan:
+    """Lay out every round, run the largest micro-batch for real, and add it all up.
+
+    The adapters of ``tasks`` are in ``model`` already; they end as they began.
+    """
+    rounds = _layout(tasks, settings)
+    shapes = [(rows, order) for rows in rounds for order in plan_micro_batches(rows, settings.micro_batch_tokens)]
+    padded = [len(order) * max(len(rows[index].row.ids) for index in order) for rows, order in shapes]
+    work = sorted(range(len(shapes)), key=lambda index: -padded[index])
+    largest, middle = work[0], work[len(work) // 2]
+    model.gradient_checkpointing = settings.gradient_checkpointing
+    runs = [Progress(task, model.adapter(task.adapter)) for task in tasks]
+    in_use = used_memory(model.device)
+    try:
+        reset_peak_memory(model.device)
+        samples = [_run(model, *shapes[middle])]
+        expected = in_use + (samples[0].peak - in_use) * padded[largest] / padded[middle]
+        if expected > in_use + available_memory(model.device):
+            raise MemoryError  # better said now than found out from the system's killer
+        samples += [_run(model, *shapes[largest]), _run(model, *shapes[largest])]
+        optimizer_seconds = _optimizer_step(runs)
+        evaluation_seconds = _evaluation(model, tasks, settings)
+        peak = peak_memory(model.device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise UserError(
+            f"a micro-batch of {padded[largest]} tokens does not fit into memory",
+            hint="Lower training.micro_batch_tokens, or set training.gradient_checkpointing: true.",
+        ) from error
+    finally:
+        for run in runs:
+            run.optimizer.zero_grad()
+    seconds_per_token, seconds_per_batch = _line(samples)
+    evaluations = 1 + min(8, len(rounds)) if settings.eval_every is None else 1 + len(rounds) // settings.eval_every
+    seconds = (
+        sum(padded) * seconds_per_token
+        + len(padded) * seconds_per_batch
+        + len(rounds) * optimizer_seconds
+        + evaluations * evaluation_seconds
+    )
+    free = available_memory(model.device)
+    tokens = sum(len(row.row.ids) for rows in rounds for row in rows)
+    return Plan(
+        rounds=len(rounds),
+        steps={task.adapter: len(task.steps) for task in tasks},
+        tokens=tokens,
+        learnt_tokens=sum(row.row.n_supervised for rows in rounds for row in rows),
+        padding_share=1.0 - tokens / sum(padded),
+        micro_batches=len(padded),
+        seconds=seconds,
+        peak_memory=peak,
+        available_memory=in_use + free,
+        largest_micro_batch_tokens=_largest(in_use, samples[-1], free, max(padded)),
+        trained_parameters={task.adapter: model.adapter(task.adapter).trained_parameters for task in tasks},
+    )
+
+
+def _layout(tasks: Sequence[Task], settings: RunSettings) -> list[list[RoutedRow]]:
+    """The rows of every round."""
+    total = max(len(task.steps) for task in tasks)
+    return [
+        [row for task in tasks if number < len(task.steps) for row in task.step_rows(number)] for number in range(total)
+    ]
+
+
+def _run(model: AdaptedModel, rows: list[RoutedRow], order: list[int]) -> _Sample:
+    """Forward and backward of one micro-batch."""
+    started = time.perf_counter()
+    batch = build_micro_batch(model, rows, order)
+    micro_batch_log_probs(model, batch).sum().backward()  # type: ignore[no-untyped-call]
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return _Sample(batch.padded.input_ids.numel(), time.perf_counter() - started, peak_memory(model.device))
+
+
+def _optimizer_step(runs: list[Progress]) -> float:
+    """Give every adapter its moments with a step of size nought."""
+    started = time.perf_counter()
+    for run in runs:
+        before = [parameter.detach().clone() for parameter in run.parameters]
+        run.optimizer.step()
+        with torch.no_grad():
+            for parameter, value in zip(run.parameters, before, strict=True):
+                parameter.copy_(value)
+    return time.perf_counter() - started
+
+
+def _evaluation(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> float:
+    """Seconds of one evaluation of all held-out rows, from a sample of them."""
+    rows = [row for task in tasks for row in task.held_out_rows()]
+    if not rows:
+        return 0.0
+    sample = sorted(rows, key=lambda row: -len(row.row.ids))[:: max(1, len(rows) // 32)]
+    started = time.perf_counter()
+    score_rows(model, sample, settings.micro_batch_tokens)
+    share = sum(len(row.row.ids) for row in sample) / sum(len(row.row.ids) for row in rows)
+    return (time.perf_counter() - started) / share
+
+
+def _line(samples: Sequence[_Sample]) -> tuple[float, float]:
+    """Seconds a padded token and seconds a micro-batch, from a middle and a large one; the first run warms up."""
+    middle, _, large = samples
+    if large.tokens <= 1.5 * middle.tokens:
+        return large.seconds / large.tokens, 0.0
+    slope = max(0.0, (large.seconds - middle.seconds) / (large.tokens - middle.tokens))
+    return slope, max(0.0, large.seconds - slope * large.tokens)
+
+
+def _largest(in_use: int, sample: _Sample, free: int, tokens: int) -> int | None:
+    """Tokens at which memory, taken to grow in proportion, reaches nine tenths of what is free."""
+    grown = sample.peak - in_use
+    if grown < 2**20:
+        return None
+    return int(tokens * 0.9 * free / grown)
