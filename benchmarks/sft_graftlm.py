@@ -1,6 +1,7 @@
 """graftlm's side of ``sft_vs_trl.py``: run by the driver as ``sft_graftlm.py WORK.json``.
 
-TODO: fill in ``train``. Everything around it is the same as for the peers.
+The public training loop with its defaults (micro-batches of at most 4,096 tokens, no gradient checkpointing), in
+the plain environment: whatever allocator and OpenMP settings it has, it makes itself.
 """
 
 from __future__ import annotations
@@ -8,36 +9,68 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from _measure import Meter, print_result
-from sft_vs_trl import TokenCounter, Work, build_model, loss_after
+import graftlm  # before torch: it sets how OpenMP threads wait
+
+from _measure import Meter, print_result  # isort: skip
+from sft_vs_trl import (  # isort: skip
+    ALPHA,
+    BATCH_ROWS,
+    CLIP_NORM,
+    LEARNING_RATE,
+    RANK,
+    TokenCounter,
+    Work,
+    build_model,
+    loss_after,
+)
 
 if TYPE_CHECKING:
     import torch
 
+    from graftlm.training.events import Event
+
 
 def run_graftlm(work: Work) -> dict[str, Any]:
-    from graftlm import AdaptedModel  # noqa: F401
+    """Train one adapter on the work's rows; time from the first step's start to the last one's end."""
+    from graftlm.data.batches import EncodedRow
+    from graftlm.training.events import RoundDone
+    from graftlm.training.loop import train
+    from graftlm.training.settings import AdapterTraining
+    from graftlm.training.task import Task
 
-    base = build_model(work.seed)  # the transformers Llama that every contender trains
-    counter, meter = TokenCounter(base), Meter()
+    model = graftlm.AdaptedModel(build_model(work.seed))
+    counter, meter = TokenCounter(model.base), Meter()
+    model.add("lora", graftlm.LoRA(rank=RANK, alpha=ALPHA), seed=work.seed)
+    rows = tuple(
+        EncodedRow(row.ids, [place >= row.prompt_length for place in range(len(row.ids))], "alpaca_en", number)
+        for number, row in enumerate(work.rows, start=1)
+    )
+    settings = AdapterTraining(
+        learning_rate=LEARNING_RATE,
+        schedule="linear",
+        warmup=0,
+        max_grad_norm=CLIP_NORM,
+        batch_rows=BATCH_ROWS,
+        epochs=1,
+        seed=work.seed,
+    )
 
-    # TODO: wrap `base`, add LoRA(rank=RANK, alpha=ALPHA, targets="all-linear"), make rows of work.rows (ids,
-    # and supervised from prompt_length on), and train one epoch of BATCH_ROWS rows a step with AdamW at
-    # LEARNING_RATE, linear decay, CLIP_NORM, no weight decay, seed work.seed. meter.start() just before the
-    # first step and meter.stop() right after the last; start() may be called at every step, and stop() moves
-    # the end. Set no allocator here: the driver runs this with the plain environment, as users would.
-    raise NotImplementedError("graftlm's side of the benchmark is not written yet")
+    def watch(event: Event) -> None:
+        if isinstance(event, RoundDone):
+            meter.stop()
 
-    def logits_of(ids: torch.Tensor) -> torch.Tensor:
-        """ids (1, tokens) -> logits (1, tokens, vocabulary) with the trained adapter."""
-        raise NotImplementedError
-
-    # Peak memory is read at stop(), before the loss is computed.
+    meter.start()
+    outcome = train(model, [Task("lora", rows, settings)], watch=watch)
     return meter.result() | {
         "processed_tokens": counter.tokens,
-        "steps": 0,
-        "loss": loss_after(logits_of, work),
+        "steps": outcome.rounds,
+        "loss": loss_after(lambda ids: _logits(model, ids), work),
     }
+
+
+def _logits(model: graftlm.AdaptedModel, ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(ids, adapters="lora").logits
+    return logits
 
 
 if __name__ == "__main__":

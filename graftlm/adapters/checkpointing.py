@@ -19,26 +19,35 @@ from graftlm.adapters.routing import current_routing, routed
 def checkpoint_blocks(blocks: list[nn.Module]) -> None:
     """Recompute these blocks in the backward pass instead of keeping their activations."""
     for block in blocks:
-        if "forward" not in block.__dict__:
-            block.forward = _recomputed(block.forward)
+        override = block.__dict__.get("forward")  # another library's, such as accelerate's
+        if not isinstance(override, _Recomputed):
+            block.forward = _Recomputed(block.forward, override)
 
 
 def keep_activations(blocks: list[nn.Module]) -> None:
     """Undo :func:`checkpoint_blocks`."""
     for block in blocks:
-        block.__dict__.pop("forward", None)
+        recomputed = block.__dict__.get("forward")
+        if isinstance(recomputed, _Recomputed):
+            del block.__dict__["forward"]
+            if recomputed.override is not None:
+                block.forward = recomputed.override
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
+class _Recomputed:
+    """A block's ``forward`` that keeps its inputs only. ``override``: what stood in its place on the instance."""
+
+    def __init__(self, forward: Callable[..., Any], override: Callable[..., Any] | None) -> None:
+        self.forward = forward
+        self.override = override
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
+            return self.forward(*args, **kwargs)
         routing = current_routing()
 
         def routed_forward(*inner_args: Any, **inner_kwargs: Any) -> Any:
             with routed(routing):
-                return forward(*inner_args, **inner_kwargs)
+                return self.forward(*inner_args, **inner_kwargs)
 
         return checkpoint(routed_forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    return run

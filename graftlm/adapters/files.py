@@ -30,6 +30,22 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "graftlm.json"
 FORMAT = 1
 _PREFIX = "base_model.model."
+# What makes a peft LoRA more than a low-rank update of linear layers, and the starts that leave the base as it is.
+_UNREAD = (
+    "use_dora",
+    "modules_to_save",
+    "lora_bias",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
@@ -81,14 +97,16 @@ def load_adapter(model: AdaptedModel, folder: Path, name: str | None = None) -> 
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UserError(f"{folder / CONFIG}: peft_type is {kind!r}; graftlm reads LORA adapters so far")
-    unread = [
-        key
-        for key in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
-        if config.get(key)
-    ]
+    unread = [key for key in _UNREAD if config.get(key)]
+    if config.get("init_lora_weights") not in _STARTS:
+        unread.append(f"init_lora_weights {config['init_lora_weights']!r}")
     if unread:
-        raise UserError(f"{folder / CONFIG}: {', '.join(unread)} is set, which graftlm cannot read yet")
-    tensors = _read_weights(folder)
+        raise UserError(
+            f"{folder / CONFIG}: {', '.join(unread)} is set, which graftlm cannot read yet",
+            hint="A start that changes the base is converted by peft itself: "
+            "save_pretrained(…, path_initial_model_for_weight_conversion=…).",
+        )
+    tensors = _without_copies(model, folder, _read_weights(folder))
     adapter = _build(model, folder, config, notes, tensors)
     chosen = name or folder.resolve().name
     model.attach(chosen, adapter)
@@ -189,6 +207,30 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f"{path} is cut short or broken: {error}", hint="Copy the adapter folder again."
         ) from error
+
+
+def _without_copies(
+    model: AdaptedModel, folder: Path, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors without the copies of the embedding and the head that peft puts beside a LoRA on the head.
+
+    Raises:
+        UserError: they are not copies; the adapter was trained together with them.
+    """
+    own = model.base.state_dict()
+    kept = {}
+    for key, tensor in tensors.items():
+        path = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        if path not in own:
+            kept[key] = tensor
+        elif own[path].shape != tensor.shape or not torch.equal(
+            own[path].cpu().to(torch.bfloat16), tensor.to(torch.bfloat16)
+        ):
+            raise UserError(
+                f"{folder / WEIGHTS} brings weights of its own for {path}, other than this base's",
+                hint="graftlm never changes a base; merge the adapter in peft and use the result as the base.",
+            )
+    return kept
 
 
 def _build(

@@ -180,9 +180,13 @@ class AdaptedModel:
         """The routing of a padded batch. One name, stack or None serves all rows; a list gives each row its own.
 
         Raises:
-            UserError: an adapter does not exist, or the list has another length than the batch.
+            UserError: an adapter does not exist, or the list or routing has another length than the batch.
         """
         if isinstance(adapters, Routing):
+            if adapters.tokens != rows * tokens_per_row:
+                raise UserError(
+                    f"the routing covers {adapters.tokens} tokens, but the batch has {rows * tokens_per_row}"
+                )
             self._check_stacks({segment.stack for segment in adapters.segments})
             return adapters
         each: list[RowAdapters] = adapters if isinstance(adapters, list) else [adapters] * rows
@@ -215,6 +219,7 @@ class AdaptedModel:
         list with one of these for each row; or a :class:`Routing`. Further arguments go to the base.
         """
         routing = self.routing(adapters, *input_ids.shape)
+        self._spare_the_cache(kwargs)
         with routed(routing):
             return self.base(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
@@ -227,8 +232,14 @@ class AdaptedModel:
     ) -> Any:
         """Like a call, without the language head: ``last_hidden_state`` is (rows, length, hidden)."""
         routing = self.routing(adapters, *input_ids.shape)
+        self._spare_the_cache(kwargs)
         with routed(routing):
             return self._backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    def _spare_the_cache(self, kwargs: dict[str, Any]) -> None:
+        """No cache of keys and values, unless asked for, where blocks run twice: they would fill it twice."""
+        if self._checkpointing and torch.is_grad_enabled():
+            kwargs.setdefault("use_cache", False)
 
     def score(self, hidden: torch.Tensor, routing: Routing | None = None) -> torch.Tensor:
         """Logits (tokens, vocabulary) of final hidden states (tokens, hidden): head, caps and scales included.
@@ -262,11 +273,14 @@ class _LinearSite:
         self.place = place
         self.updates: dict[str, LowRank] = {}
         self._base_forward: Callable[[torch.Tensor], torch.Tensor] = place.module.forward
+        self._override = place.module.__dict__.get("forward")  # another library's, such as accelerate's
         place.module.forward = self.forward
 
     def detach(self) -> None:
-        """Give the layer its own ``forward`` back."""
+        """Give the layer the ``forward`` back that it had."""
         del self.place.module.__dict__["forward"]
+        if self._override is not None:
+            self.place.module.forward = self._override
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         routing = current_routing()

@@ -33,7 +33,8 @@ class Segment:
     """Consecutive flat tokens [start, stop) of one routing; its adapters apply together.
 
     ``seeds`` holds, for each adapter that drops out inputs here, the seed of this row and step; ``length`` is
-    the number of real tokens from ``start`` on (padding, if any, follows them).
+    the number of real tokens of the row (padding, if any, follows them), and ``offset`` how many of them come
+    before ``start``, where the segment is but a part of the row.
     """
 
     start: int
@@ -41,6 +42,7 @@ class Segment:
     stack: Stack
     seeds: tuple[tuple[str, int], ...] = ()
     length: int | None = None
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,13 @@ class Routing:
             seed = dict(segment.seeds).get(name)
             if seed is None:
                 continue
-            length = segment.stop - segment.start if segment.length is None else segment.length
+            size = segment.stop - segment.start
+            length = size if segment.length is None else segment.length
             generator = torch.Generator(device=like.device).manual_seed(mix_seed(seed, place))
             draw = torch.rand(length, width, generator=generator, device=like.device)
+            here = draw[segment.offset : segment.offset + size]
             first = segment.start - span.start
-            factors[first : first + length] = (draw >= probability).to(like.dtype) / (1.0 - probability)
+            factors[first : first + len(here)] = (here >= probability).to(like.dtype) / (1.0 - probability)
         return factors
 
     def select(self, positions: torch.Tensor) -> Routing:
@@ -123,8 +127,28 @@ class Routing:
         chosen = positions.cpu()
         bounds = torch.tensor([0, *(segment.stop for segment in self.segments)])
         counts = torch.searchsorted(chosen, bounds[1:]) - torch.searchsorted(chosen, bounds[:-1])
-        stacks = [segment.stack for segment in self.segments]
-        return Routing.of_rows(stacks, [int(count) for count in counts])
+        sizes = [int(count) for count in counts]
+        segments = tuple(
+            Segment(stop - size, stop, segment.stack, segment.seeds)
+            for segment, size, stop in zip(self.segments, sizes, accumulate(sizes), strict=True)
+        )
+        return Routing(segments, len(chosen))
+
+    def part(self, start: int, stop: int) -> Routing:
+        """The routing of the flat tokens [start, stop); a row that is cut drops out what it would as a whole."""
+        segments = tuple(
+            Segment(
+                max(segment.start, start) - start,
+                min(segment.stop, stop) - start,
+                segment.stack,
+                segment.seeds,
+                segment.stop - segment.start if segment.length is None else segment.length,
+                segment.offset + max(start - segment.start, 0),
+            )
+            for segment in self.segments
+            if segment.start < stop and segment.stop > start
+        )
+        return Routing(segments, stop - start)
 
 
 def as_stack(row: RowAdapters) -> Stack:

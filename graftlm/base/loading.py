@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -164,7 +165,7 @@ def _call(name: str, function: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a transformers loader and turn what users can mend into a UserError."""
     try:
         return function(*args, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"base '{name}' could not be loaded: {first}",

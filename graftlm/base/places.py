@@ -25,7 +25,10 @@ SublayerKind = Literal["attention", "feed_forward"]
 
 @dataclass(frozen=True)
 class LinearPlace:
-    """A linear layer. ``index`` is its place in execution order over the whole model (the head comes last)."""
+    """A linear layer. ``index`` is its place in execution order over the whole model (the head comes last).
+
+    ``plain``: it is a product with its weight, plus its bias, and nothing else.
+    """
 
     path: str
     module: nn.Module
@@ -33,15 +36,11 @@ class LinearPlace:
     out_features: int
     index: int
     block: int | None
+    plain: bool
 
     def dense_weight(self) -> torch.Tensor | None:
         """The weight as (out, in), or None where there is no plain one (a quantised or sharded layer)."""
-        weight = getattr(self.module, "weight", None)
-        if type(self.module) is nn.Linear and isinstance(weight, torch.Tensor) and weight.is_floating_point():
-            return weight
-        if isinstance(self.module, Conv1D):
-            return self.module.weight.T
-        return None
+        return _weight(self.module) if self.plain else None
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,28 @@ def _linear_place(path: str, module: nn.Module, index: int, block: int | None) -
     else:
         assert isinstance(module, nn.Linear)
         fan_in, fan_out = module.in_features, module.out_features
-    return LinearPlace(path, module, int(fan_in), int(fan_out), index, block)
+    return LinearPlace(path, module, int(fan_in), int(fan_out), index, block, _is_plain(module, int(fan_in)))
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    weight = module.get_parameter("weight")
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+@torch.no_grad()
+def _is_plain(module: nn.Module, fan_in: int) -> bool:
+    """Whether the layer is x Wᵀ + b. Subclasses may be (Falcon's) or not (quantised ones): they are asked."""
+    weight = getattr(module, "weight", None)
+    if type(weight) is not nn.Parameter or not weight.is_floating_point() or "forward" in module.__dict__:
+        return False
+    if type(module) in (nn.Linear, Conv1D):
+        return True
+    if weight.shape != (module.out_features, fan_in):
+        return False
+    x = torch.linspace(-1, 1, 2 * fan_in, device=weight.device).view(2, fan_in).to(weight.dtype)
+    expected = nn.functional.linear(x, weight, getattr(module, "bias", None))
+    room = 16 * torch.finfo(weight.dtype).eps * float(expected.abs().max())
+    return bool(((module(x) - expected).abs() <= room).all())
 
 
 @torch.no_grad()

@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Floats = NDArray[np.float64]
 Points = Sequence[tuple[float, float]]
 RAW_POINTS = 400  # more would not be seen and would make the page heavy
+INK, TRAIN, HELD_OUT, BROKE = "#1d2329", "#2b6cb0", "#b8500f", "#b3261e"
 LOG_RATIO = 12.0  # losses that differ by more are easier to read on a logarithmic axis
 
 
@@ -40,6 +44,12 @@ class Axis:
     def at(self, value: float) -> float:
         """Where ``value`` stands, in percent from the low end."""
         return 100 * _place(value, self.low, self.high, self.log)
+
+    def value(self, at: float) -> float:
+        """The value that stands at so many percent."""
+        if self.log:
+            return float(self.low * (self.high / self.low) ** (at / 100))
+        return self.low + (self.high - self.low) * at / 100
 
 
 @dataclass(frozen=True)
@@ -69,13 +79,13 @@ class Plot:
 
 def shared_loss_axis(curves: Sequence[Curve]) -> Axis:
     """One loss axis for curves that are to be compared; logarithmic where they span more than a decade."""
-    values = np.array([loss for curve in curves for _, loss in (*curve.train, *curve.held_out)])
-    values = values[np.isfinite(values)]
-    if not values.size:
+    train = [loss for curve in curves for _, loss in curve.train if math.isfinite(loss)]
+    held_out = [loss for curve in curves for _, loss in curve.held_out if math.isfinite(loss)]
+    if not train and not held_out:
         return Axis(0.0, 1.0, log=False, ticks=(Tick(0, "0"), Tick(100, "1")))
-    low, high = float(values.min()), float(values.max())
-    # The floor of single steps is noise: a step of two tokens may have almost no loss.
-    floor = float(np.quantile(values, 0.02))
+    low, high = min(train + held_out), max(train + held_out)
+    # The lowest single steps are noise: a step of two tokens may have almost no loss.
+    floor = min([*held_out, *([float(np.quantile(train, 0.02))] if train else [])])
     if floor > 0 and high / floor > LOG_RATIO:
         return _log_axis(floor, high)
     return linear_axis(low, high)
@@ -89,7 +99,7 @@ def linear_axis(low: float, high: float, *, label: Callable[[float], str] | None
         low = 0.0
     if high <= low:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-    marks = [float(mark) for mark in MaxNLocator(bins).tick_values(low, high)]
+    marks = [float(mark) for mark in MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
     marks = [0.0 if abs(mark) < 1e-12 else mark for mark in marks]
     low, high = marks[0], marks[-1]
     text = label or (lambda value: f"{value:g}")
@@ -108,10 +118,13 @@ def _log_axis(low: float, high: float) -> Axis:
     return Axis(low, high, True, ticks)
 
 
-def _step_axis(steps: int) -> Axis:
+def _last_step(curve: Curve, steps: int) -> float:
+    return max(1, steps, *(step for step, _ in (*curve.train, *curve.held_out)))
+
+
+def _step_axis(last: float) -> Axis:
     from matplotlib.ticker import MaxNLocator
 
-    last = max(1, steps)
     marks = [m for m in MaxNLocator(4, integer=True).tick_values(0, last) if 0 <= m <= last]
     return Axis(0, last, False, tuple(Tick(100 * m / last, f"{int(m):,}") for m in marks))
 
@@ -124,7 +137,7 @@ def _place(value: float, low: float, high: float, log: bool) -> float:
 
 def lay_out(curve: Curve, y: Axis, steps: int) -> Plot:
     """Place a curve in its plot."""
-    x = _step_axis(max(steps, *(int(step) for step, _ in (*curve.train, *curve.held_out)), 1))
+    x = _step_axis(_last_step(curve, steps))
     smooth = _thin(smoothed(curve.train))
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
@@ -162,7 +175,7 @@ def smoothed(points: Points) -> list[tuple[float, float]]:
         return list(points)
     steps, losses = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     known = np.isfinite(losses)
-    width = max(1.0, len(points) / 40)
+    width = max(2.0, len(points) / 25)
     reach = min(math.ceil(3 * width), (len(points) - 1) // 2)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
     weights = np.convolve(known.astype(float), kernel, mode="same")
@@ -203,50 +216,51 @@ def _path(points: Points, place: Callable[[tuple[float, float]], tuple[float, fl
     return "".join(commands)
 
 
-def save_png(named: Sequence[tuple[str, Curve, int]], path: Path, *, title: str) -> None:
-    """The loss curves of all adapters as one PNG picture, e.g. for a README.
+def draw_png(named: Sequence[tuple[str, Curve, Axis, int]], file: BinaryIO, title: str) -> None:
+    """Draw the loss curves of all adapters as one PNG picture.
 
     Args:
-        named: name, curve and number of steps of each adapter.
+        named: name, curve, loss axis and number of steps of each adapter.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(3, max(1, len(named)))
     rows = max(1, math.ceil(len(named) / columns))
-    figure = Figure(figsize=(3.6 * columns + 0.4, 2.7 * rows + 0.6), dpi=160, layout="constrained")
+    figure = Figure(figsize=(3.6 * columns + 0.4, 2.7 * rows + 0.7), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12, x=0.01, ha="left", color="#1d2329")
-    for index, (name, curve, steps) in enumerate(named):
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left", color=INK, parse_math=False)
+    for index, (name, curve, axis, steps) in enumerate(named):
         axes = figure.add_subplot(rows, columns, index + 1)
-        axis = shared_loss_axis([curve])
-        for points, style in (
-            (curve.train, {"color": "#2b6cb0", "alpha": 0.22, "linewidth": 0.8}),
-            (smoothed(curve.train), {"color": "#2b6cb0", "linewidth": 1.8, "label": "training"}),
-            (curve.held_out, {"color": "#b8500f", "linewidth": 1.2, "marker": "o", "ms": 4, "label": "held-out"}),
-        ):
-            if points:
-                axes.plot(*zip(*points, strict=True), **style)
-        if curve.best and math.isfinite(curve.best[1]):
-            axes.plot(*curve.best, "o", ms=10, mfc="none", mec="#b8500f", label="best")
-        if curve.broke is not None:
-            axes.axvline(curve.broke, color="#b3261e", linestyle=":", label="diverged")
-        if axis.log:
-            axes.set_yscale("log")
-            axes.set_yticks([mark for mark in _tick_values(axis)], [tick.label for tick in axis.ticks])
-            axes.minorticks_off()
-        axes.set_ylim(axis.low, axis.high)
-        axes.set_xlim(0, max(1, steps))
-        axes.set_title(name, fontsize=10, loc="left", color="#1d2329")
-        axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=8, length=2)
-        axes.grid(axis="y", color="#e3e3df", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", facecolor="white")
+        _draw_curve(axes, curve, axis, steps)
+        axes.set_title(name, fontsize=10, loc="left", color=INK, parse_math=False)
+        if index == 0:
+            axes.legend(fontsize=7.5, frameon=False)
+    figure.savefig(file, format="png", facecolor="white")
 
 
-def _tick_values(axis: Axis) -> list[float]:
-    return [float(tick.label) for tick in axis.ticks]
+def _draw_curve(axes: Axes, curve: Curve, axis: Axis, steps: int) -> None:
+    def columns(points: Points) -> tuple[list[float], list[float]]:
+        return [step for step, _ in points], [loss for _, loss in points]
+
+    axes.plot(*columns(curve.train), color=TRAIN, alpha=0.25, linewidth=0.8)
+    axes.plot(*columns(smoothed(curve.train)), color=TRAIN, linewidth=1.8, label="training, smoothed")
+    axes.plot(
+        *columns(curve.held_out), color=HELD_OUT, linewidth=1.2, marker="o", ms=4, clip_on=False, label="held-out"
+    )
+    if curve.best and math.isfinite(curve.best[1]):
+        axes.plot(*columns([curve.best]), "o", ms=10, mfc="none", mec=HELD_OUT, label="best, and kept")
+    if curve.broke is not None:
+        axes.axvline(curve.broke, color=BROKE, linestyle=":")
+        axes.annotate(" diverged", (curve.broke, 0.97), xycoords=("data", "axes fraction"), color=BROKE, fontsize=8)
+    if axis.log:
+        axes.set_yscale("log")
+        axes.minorticks_off()
+    axes.set_ylim(axis.low, axis.high)
+    axes.set_yticks([axis.value(tick.at) for tick in axis.ticks], [tick.label for tick in axis.ticks])
+    axes.set_xlim(0, _last_step(curve, steps))
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8, length=2, color="#c8c6be", labelcolor="#59626c")
+    axes.grid(axis="y", color="#ebe9e2", linewidth=0.7)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#c8c6be")

@@ -81,9 +81,7 @@ def loss_interval(scores: Sequence[Score], *, level: float = LEVEL, seed: int = 
     return Interval(mean_loss(scores), *_bootstrap(losses, tokens, level, seed))
 
 
-def loss_change(
-    before: Sequence[Score], after: Sequence[Score], *, level: float = LEVEL, seed: int = SEED
-) -> Change:
+def loss_change(before: Sequence[Score], after: Sequence[Score], *, level: float = LEVEL, seed: int = SEED) -> Change:
     """The change of the mean loss a token between two scorings of the same rows; negative is better.
 
     The bootstrap draws rows and takes both scores of each, so what makes a row hard or easy cancels out.

@@ -15,11 +15,8 @@ def count(number: int) -> str:
 
 
 def short_count(number: int) -> str:
-    """5.7M."""
-    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}" if number < 1000 * size else f"{number / size:.0f}{letter}"
-    return str(number)
+    """5.73M."""
+    return _scaled(number, {"B": 1e9, "M": 1e6, "k": 1e3}) or str(number)
 
 
 def plural(number: int, word: str) -> str:
@@ -29,10 +26,7 @@ def plural(number: int, word: str) -> str:
 
 def size(number: float) -> str:
     """Bytes, in powers of ten: 1.42 GB."""
-    for unit, letters in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= unit:
-            return f"{number / unit:.3g} {letters}" if number < 999.5 * unit else f"{number / unit:.0f} {letters}"
-    return f"{number:.0f} bytes"
+    return _scaled(number, {" TB": 1e12, " GB": 1e9, " MB": 1e6, " kB": 1e3}) or f"{number:.0f} bytes"
 
 
 def duration(seconds: float) -> str:
@@ -48,7 +42,7 @@ def duration(seconds: float) -> str:
 
 def plain(number: float) -> str:
     """The shortest form that reads back as the same number, so that a setting is shown as it was given."""
-    return f"{int(number):,}" if number == int(number) and abs(number) < 1e15 else f"{number:g}"
+    return f"{int(number):,}" if number == int(number) and abs(number) < 1e15 else f"{number:g}".replace("e-0", "e-")
 
 
 def loss(number: float, decimals: int = 2) -> str:
@@ -97,6 +91,13 @@ def loss_pair(change: Interval, decimals: int) -> str:
 def loss_value(change: Change, decimals: int) -> str:
     """−2.89."""
     return _plus(change.value, decimals)
+
+
+def _scaled(number: float, units: dict[str, float]) -> str | None:
+    for name, unit in units.items():
+        if number >= 0.9995 * unit:  # 999,600 is 1M and not 1000k
+            return f"{number / unit:.3g}{name}" if number < 1000 * unit else f"{number / unit:,.0f}{name}"
+    return None
 
 
 def _points(number: float) -> str:

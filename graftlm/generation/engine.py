@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -89,7 +89,7 @@ class Engine:
             self._group.keep([number for number, row in enumerate(rows) if row.id != request_id])
             self._group = self._group if self._group.rows else None
 
-    def stream(self, requests: Request | Iterable[Request]) -> Iterator[TokenEvent]:
+    def stream(self, requests: Request | Iterable[Request]) -> Generator[TokenEvent, None, None]:
         """Run one or more requests and give their events as they come. Leaving the loop cancels what is open.
 
         Raises:

@@ -93,7 +93,7 @@ def _chunks(total: int, rows: int) -> list[slice]:
 
 
 def _part(routing: Routing | None, part: slice) -> Routing | None:
-    return None if routing is None else routing.select(torch.arange(part.start, part.stop))
+    return None if routing is None else routing.part(part.start, part.stop)
 
 
 def _upcast(logits: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.representer import SafeRepresenter
 
-from graftlm.recipe.problems import Path, Problem, RecipeError
+from graftlm.recipe.problems import KeyPath, Problem, RecipeError
 
 _NUMBERS = ("null", "bool", "int", "float")  # everything else, dates too, is text
 _PLAIN_TAGS = (*_NUMBERS, "str", "timestamp", "map", "seq", "merge", "value")
@@ -28,7 +28,7 @@ class Place:
     column: int
     inside: Mapping[str | int, Place] = field(default_factory=dict)
 
-    def at(self, path: Path) -> Place:
+    def at(self, path: KeyPath) -> Place:
         """The place of a path, or of as much of it as exists."""
         place = self
         for part in path:
@@ -47,7 +47,7 @@ def read_yaml(text: str, source: str) -> tuple[Any, Place, list[Problem]]:
     yaml = YAML(typ="safe", pure=True)
     try:
         root = yaml.compose(text)
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(source, [_broken(text, error)]) from error
     if root is None:
         raise RecipeError(source, [Problem("the file is empty", line=1)], hint="`graftlm recipe` prints a full one.")
@@ -83,10 +83,10 @@ class _Reader:
         self.problems: list[Problem] = []
         self.open: list[Node] = []  # the nodes around the present one
 
-    def value(self, node: Node, path: Path) -> tuple[Any, dict[str | int, Place]]:
+    def value(self, node: Node, path: KeyPath) -> tuple[Any, dict[str | int, Place]]:
         kind = str(node.tag).removeprefix(_TAG)
         if kind not in _PLAIN_TAGS:
-            self._problem(node, path, f"the tag {node.tag} is not allowed here")
+            self._problem(node, path, f"the tag {str(node.tag).replace(_TAG, '!!')} is not allowed here")
         if any(node is outer for outer in self.open):
             self._problem(node, path, "an alias (*) stands inside what it repeats")
             return None, {}
@@ -96,13 +96,15 @@ class _Reader:
                 return self._mapping(node, path)
             if isinstance(node, SequenceNode):
                 entries = [self.value(child, (*path, i)) for i, child in enumerate(node.value)]
-                places = {i: Place(*_mark(child), entries[i][1]) for i, child in enumerate(node.value)}
-                return [value for value, _ in entries], dict(places)
+                places: dict[str | int, Place] = {
+                    i: Place(*_mark(child), entries[i][1]) for i, child in enumerate(node.value)
+                }
+                return [value for value, _ in entries], places
             return self._scalar(node, kind, path), {}
         finally:
             self.open.pop()
 
-    def _mapping(self, node: MappingNode, path: Path) -> tuple[dict[str, Any], dict[str | int, Place]]:
+    def _mapping(self, node: MappingNode, path: KeyPath) -> tuple[dict[str, Any], dict[str | int, Place]]:
         values: dict[str, Any] = {}
         places: dict[str | int, Place] = {}
         merged: list[Node] = []
@@ -130,16 +132,16 @@ class _Reader:
             places = {**inside, **places}
         return values, places
 
-    def _scalar(self, node: Node, kind: str, path: Path) -> Any:
+    def _scalar(self, node: Node, kind: str, path: KeyPath) -> Any:
         if kind not in _NUMBERS:
             return node.value
         try:
             return self.constructor.construct_object(node)
-        except (ValueError, OverflowError, YAMLError):
+        except (ValueError, KeyError, OverflowError, YAMLError):
             self._problem(node, path, f"'{node.value}' is not a value of the kind {kind}")
-            return None
+            return node.value
 
-    def _problem(self, node: Node, path: Path, message: str) -> None:
+    def _problem(self, node: Node, path: KeyPath, message: str) -> None:
         line, column = _mark(node)
         self.problems.append(Problem(message, path, line, column))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from graftlm.errors import UserError, nearest
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 Schema = Mapping[str, Any]
 BOUNDS = {
     "minimum": "at least",
@@ -30,7 +31,7 @@ class Problem:
     """One mistake. ``line`` and ``column`` count from 1, or are None where there is no file."""
 
     message: str
-    path: Path = ()
+    path: KeyPath = ()
     line: int | None = None
     column: int | None = None
 
@@ -49,7 +50,7 @@ class RecipeError(UserError):
         super().__init__("\n".join([head, *(f"  {problem}" for problem in self.problems)]), hint=hint)
 
 
-def key_path(path: Path) -> str:
+def key_path(path: KeyPath) -> str:
     """``adapters.lora-8.betas, entry 2``: entries of a list count from 1."""
     words = ""
     for part in path:
@@ -76,7 +77,7 @@ def unknown_name(kind: str, word: str, known: Iterable[str]) -> str:
     names = list(known)
     guess = nearest(word, names)
     end = f"; did you mean '{guess}'?" if guess and len(names) > 1 else ""
-    return f"no {kind} '{word}'; there {'is' if len(names) == 1 else 'are'}: {', '.join(names) or 'none'}{end}"
+    return f"no {kind} '{word}'; there are: {', '.join(names) or 'none'}{end}"
 
 
 def show(value: Any) -> str:
@@ -92,9 +93,9 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def translate(error: ValidationError, model: type[BaseModel], given: Any) -> Iterator[tuple[Path, str]]:
+def translate(error: ValidationError, model: type[BaseModel], given: Any) -> Iterator[tuple[KeyPath, str]]:
     """The errors of one validation as paths into ``given`` and plain words; one for each path."""
-    grouped: dict[Path, list[ErrorDetails]] = {}
+    grouped: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         grouped.setdefault(_real_path(detail, given), []).append(detail)
     for path, details in grouped.items():
@@ -108,7 +109,7 @@ def translate(error: ValidationError, model: type[BaseModel], given: Any) -> Ite
                 yield (key,), rest
             else:
                 yield (), message
-        else:
+        elif not _is_infinite(_value_at(given, path)):  # the parser says that of any number, everywhere
             yield path, _words(detail, _schema_at(model, path), _value_at(given, path))
 
 
@@ -116,13 +117,15 @@ def _words(detail: ErrorDetails, schema: Schema, value: Any) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "value_error":
         return detail["msg"].removeprefix("Value error, ")
+    if "prefixItems" in schema and isinstance(value, list):
+        return f"must be {describe_kind(schema)}, has {len(value)} entr{'ies' if len(value) != 1 else 'y'}"
     if kind == "missing":
         return missing(str(detail["loc"][-1]), schema)
     if kind == "extra_forbidden":
         return "unknown key"
     for name, words in _CONTEXT.items():
         if name in context:
-            return f"must be {words} {context[name]}, is {show(value)}"
+            return f"must be {words} {context[name]:g}, is {show(value)}"
     if "min_length" in context or "max_length" in context:
         if value == "" or value == []:
             return "must not be empty"
@@ -140,6 +143,8 @@ def _advice(schema: Schema, value: Any) -> str:
     options = list(_options(schema))
     if isinstance(value, str) and options:
         guess = nearest(value, options)
+        if guess == value:
+            return f"; write [{value}]"
         return f"; did you mean '{guess}'?" if guess else ""
     types = {form.get("type") for form in schema.get("anyOf", [schema])}
     if isinstance(value, bool | int | float) and "string" in types and not options:
@@ -159,6 +164,8 @@ def describe_kind(schema: Schema) -> str:
     """What a value must be, in words: "a whole number", "one of: a, b", "text or a list of texts"."""
     if "anyOf" in schema:
         kinds = [describe_kind(form) for form in schema["anyOf"] if form.get("type") != "null"]
+        if "a number" in kinds:
+            kinds = [kind for kind in kinds if kind != "a whole number"]
         return " or ".join(dict.fromkeys(kinds))
     if "enum" in schema:
         return "one of " + ", ".join(map(str, schema["enum"]))
@@ -178,7 +185,7 @@ def describe_kind(schema: Schema) -> str:
 def describe_bounds(schema: Schema) -> str:
     """The limits of a number in words, or nothing."""
     forms = [form for form in schema.get("anyOf", [schema]) if form.get("type") != "null"]
-    return ", ".join(f"{words} {forms[0][key]}" for key, words in BOUNDS.items() if key in forms[0])
+    return ", ".join(f"{words} {forms[0][key]:g}" for key, words in BOUNDS.items() if key in forms[0])
 
 
 def _many(schema: Schema) -> str:
@@ -212,7 +219,7 @@ def properties(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     return {name: fill(schema) for name, schema in whole["properties"].items()}
 
 
-def _schema_at(model: type[BaseModel], path: Path) -> Schema:
+def _schema_at(model: type[BaseModel], path: KeyPath) -> Schema:
     schema: Schema = {"properties": properties(model)}
     for part in path:
         forms = schema.get("anyOf", [schema])
@@ -230,27 +237,32 @@ def _inside(schema: Schema, part: str | int) -> Schema:
     return chosen if isinstance(chosen, Mapping) else {}
 
 
-def _real_path(detail: ErrorDetails, given: Any) -> Path:
+def _real_path(detail: ErrorDetails, given: Any) -> KeyPath:
     """pydantic's location without the marks that tell the forms of a union apart."""
-    path: Path = ()
+    path: KeyPath = ()
     value = given
     for part in detail["loc"]:
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        if _has(value, part):
             value = value[part]
         elif detail["type"] == "missing" and isinstance(value, dict):
-            return (*path, part)
+            return (*path, part)  # a list that is too short is itself at fault
         else:
             continue
         path = (*path, part)
     return path
 
 
-def _value_at(given: Any, path: Path) -> Any:
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, dict) and part in value
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _value_at(given: Any, path: KeyPath) -> Any:
     for part in path:
-        if isinstance(given, dict):
-            given = given.get(part)
-        elif isinstance(given, list) and isinstance(part, int):
-            given = given[part]
+        given = given[part] if _has(given, part) else None
     return given

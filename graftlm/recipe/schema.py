@@ -38,7 +38,7 @@ def folder_name(name: str) -> str:
     """
     if not _FOLDER_NAME.fullmatch(name) or _DEVICE_NAMES.fullmatch(name.partition(".")[0]):
         raise ValueError(
-            "is no name for a folder; use letters, digits, '_', '-', '+' and '.', the first a letter or digit, 60 at most"
+            "must be fit for a folder: letters, digits, '_', '-', '+' and '.', the first no sign but '_', 60 at most"
         )
     return name
 
@@ -49,12 +49,30 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _pattern(pattern: str) -> str:
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{error} (a brace itself is written twice: {{{{)") from None
+    if "" in names:
+        raise ValueError("a column name is missing between { and }")
+    return pattern
+
+
+def _share_or_rows(value: float | int) -> float | int:
+    if value < 0 or (isinstance(value, float) and value >= 1):
+        raise ValueError(f"must be a share below 1 (0.1) or a whole number of rows (50), is {value}")
+    return value
+
+
 #: One text or a list of them. Always a tuple here; a single one is written without brackets.
 Names = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...],
     BeforeValidator(_listed, json_schema_input_type=str | list[str]),
     PlainSerializer(lambda names: names[0] if len(names) == 1 else list(names)),
 ]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+HeldOut = Annotated[float | int, AfterValidator(_share_or_rows)]
 FolderName = Annotated[str, AfterValidator(folder_name)]
 Role = Literal["system", "user", "assistant"]
 
@@ -103,29 +121,33 @@ class DataSet(_Values):
         examples=["reviews.csv"],
         description="File, folder or Hub name, or a list of them. Paths are relative to the recipe's folder.",
     )
-    prompt: str | None = Field(
+    prompt: Pattern | None = Field(
         None,
         description="Pattern of the prompt over the columns, such as 'Review: {text}'. Left out, and answer too: "
         "the format is recognised.",
     )
-    answer: str | None = Field(
-        None, description="Pattern of the answer, such as '{label}'. Without a prompt, all of it is learnt as plain text."
+    answer: Pattern | None = Field(
+        None,
+        description="Pattern of the answer, such as '{label}'. Without a prompt, all of it is learnt as plain text.",
     )
-    system: str | None = Field(None, description="Pattern of the system message; takes prompt and answer beside it.")
+    system: Pattern | None = Field(None, description="Pattern of the system message, beside prompt and answer.")
     variables: dict[str, str] = Field({}, description="Values of the {{name}} placeholders in the rows.")
     split: str | None = Field(None, description="Split of a data set of the Hub or a datasets folder. Left out: train.")
     max_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="Read so many rows of each file at most.")
     max_length: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Longest row in tokens; longer ones are cut and counted. Left out: the base's context."
     )
-    train_on: Literal["assistant", "last", "all", "user", "system"] | Annotated[tuple[Role, ...], Field(min_length=1)] = Field(
-        "assistant", description="What is learnt: assistant (the answers), last (the last answer), all; or a list of roles."
+    train_on: (
+        Literal["assistant", "last", "all", "user", "system"] | Annotated[tuple[Role, ...], Field(min_length=1)]
+    ) = Field(
+        "assistant",
+        description="What is learnt: assistant (the answers), last (the last answer), all; or a list of roles.",
     )
     max_dropped: float = Field(
         0.05, ge=0, le=1, description="Largest share of rows that may be dropped before the run stops with an error."
     )
     drop_duplicates: bool = Field(False, description="Drop rows that are equal to an earlier one.")
-    held_out: float | int | None = Field(
+    held_out: HeldOut | None = Field(
         None,
         description="Rows kept for evaluation: a share below 1 (0.1) or a number of rows (50); 0 is none. Left out: "
         "0.1, or none if held_out_path is given.",
@@ -134,19 +156,12 @@ class DataSet(_Values):
 
     @model_validator(mode="after")
     def _fits(self) -> DataSet:
-        for key in ("prompt", "answer", "system"):
-            _check_pattern(key, getattr(self, key))
         if self.prompt is not None and self.answer is None:
             raise ValueError("prompt: needs an answer pattern beside it, such as answer: '{label}'")
         if self.system is not None and self.prompt is None:
             raise ValueError("system: needs a prompt and an answer pattern beside it")
-        if self.held_out is not None:
-            if self.held_out < 0 or (isinstance(self.held_out, float) and self.held_out >= 1):
-                raise ValueError(
-                    f"held_out: must be a share below 1 (0.1) or a whole number of rows (50), is {self.held_out}"
-                )
-            if self.held_out_path:
-                raise ValueError("held_out_path: give it or held_out, not both")
+        if self.held_out is not None and self.held_out_path:
+            raise ValueError("held_out_path: give it or held_out, not both")
         return self
 
     @property
@@ -167,7 +182,9 @@ class AdapterKeys(_Values):
     """What an adapter has besides the settings of its method and of its training."""
 
     data: Names = Field(
-        (), examples=["reviews"], description="Data set that it learns from, or a list. May be left out if there is only one."
+        (),
+        examples=["reviews"],
+        description="Data set that it learns from, or a list. May be left out if there is only one.",
     )
     under: Names = Field(
         (), description="Folders of trained adapters that it is stacked on, lowest first; they stay as they are."
@@ -195,7 +212,7 @@ class Recipe(RunKeys):
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values. Every adapter holds all of its settings."""
-        parts = {"data": self.data, "adapters": self.adapters}
+        parts: dict[str, Mapping[str, DataSet | AdapterRecipe]] = {"data": self.data, "adapters": self.adapters}
         return {
             **plain(self, leave_out={"training", *parts}),
             **{key: {name: part.to_dict() for name, part in named.items()} for key, named in parts.items()},
@@ -242,15 +259,6 @@ def check_names(config: type[BaseModel]) -> None:
                     f"{group.__name__} and {other.__name__} both have the setting {', '.join(sorted(shared))}, "
                     "and a recipe could not tell them apart: rename one"
                 )
-
-
-def _check_pattern(key: str, pattern: str | None) -> None:
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(pattern or "") if name is not None]
-    except ValueError as error:
-        raise ValueError(f"{key}: {error} (a brace itself is written twice: {{{{)") from None
-    if "" in names:
-        raise ValueError(f"{key}: a column name is missing between {{ and }}")
 
 
 for _group in (AdapterTraining, AdapterKeys):  # both kinds stand under `training`, as defaults and as settings

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig
 
 from graftlm import AdaptedModel
-from graftlm.base.loading import choose_dtype, context_length, load_base, resolve_base
+from graftlm.base.loading import choose_dtype, load_base, resolve_base
 from graftlm.errors import UserError
 from tests.families import make_base
 
@@ -95,8 +95,3 @@ def test_cut_short_weights(tmp_path: Path) -> None:
 def test_a_base_that_is_not_on_this_machine() -> None:
     with pytest.raises(UserError, match="could not be loaded"):
         load_base("nobody/no-such-model")
-
-
-def test_context_length_has_other_names_in_other_families() -> None:
-    assert context_length(make_base("llama").config) == 64
-    assert context_length(make_base("gpt2").config) == 1024  # n_positions

@@ -91,13 +91,23 @@ def test_conv1d_sizes_are_read_the_right_way_round() -> None:
     assert (c_attn.in_features, c_attn.out_features) == (32, 96)
 
 
-def test_a_subclass_of_linear_has_no_dense_weight() -> None:
-    class Quantised(nn.Linear):
-        pass
+class Quantised(nn.Linear):
+    """Eight bits: the weight that it keeps is not the one that it multiplies with."""
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        step = self.weight.abs().max() / 127
+        return nn.functional.linear(x, (self.weight / step).round() * step, self.bias)
+
+
+class Renamed(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize(("kind", "plain"), [(Quantised, False), (Renamed, True)])
+def test_a_subclass_of_linear_is_asked_what_it_does(kind: type[nn.Linear], plain: bool) -> None:
     base = make_base("llama")
-    base.model.layers[0].mlp.up_proj = Quantised(32, 48)
-    assert find_places(base).linears["model.layers.0.mlp.up_proj"].dense_weight() is None
+    base.model.layers[0].mlp.up_proj = kind(32, 48)
+    assert (find_places(base).linears["model.layers.0.mlp.up_proj"].dense_weight() is not None) == plain
 
 
 def test_the_probe_leaves_nothing_behind() -> None:

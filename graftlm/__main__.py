@@ -1,0 +1,5 @@
+"""python -m graftlm"""
+
+from graftlm.cli.app import main
+
+main()

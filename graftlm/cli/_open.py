@@ -1,0 +1,229 @@
+"""Open a base with adapter folders, and give each adapter the chat template that it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftlm.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from graftlm.adapters.model import AdaptedModel
+    from graftlm.adapters.routing import Stack
+    from graftlm.data.instances import Message
+    from graftlm.data.templates import ChatTemplate
+    from graftlm.generation.requests import Request, RequestId, SamplingSettings
+
+BASE = "base"  # what the bare base is called where adapters have names
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """An adapter, or the bare base (``name`` None), that answers, with its own rendering and ends of answers."""
+
+    name: str | None
+    stack: Stack
+    template: ChatTemplate
+    stop_ids: tuple[int, ...]
+    stop: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """What it is called on the screen."""
+        return BASE if self.name is None else self.name
+
+    def request(
+        self,
+        messages: Sequence[Message],
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: SamplingSettings,
+        request_id: RequestId | None = None,
+    ) -> Request:
+        """The request for this speaker's answer to a conversation.
+
+        Raises:
+            UserError: its template has no place for these messages.
+        """
+        from graftlm.generation.requests import Request
+
+        prompt = self.template.render_prompt(messages, tokenizer)
+        ends = replace(sampling, stop_ids=self.stop_ids, stop=(*sampling.stop, *self.stop))
+        return Request(tuple(prompt), self.stack or None, ends, request_id)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A base with adapters. ``adapters`` are the speakers of the folders, in their order; ``notes`` are for people."""
+
+    model: AdaptedModel
+    tokenizer: PreTrainedTokenizerBase
+    base: Speaker
+    adapters: tuple[Speaker, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def speakers(self) -> tuple[Speaker, ...]:
+        """The adapters, then the bare base."""
+        return (*self.adapters, self.base)
+
+    def speaker(self, name: str) -> Speaker:
+        """The adapter called ``name``, or "base"; or a UserError that names those that exist."""
+        for speaker in self.speakers:
+            if speaker.label == name:
+                return speaker
+        raise unknown_name("adapter", name, [speaker.label for speaker in self.speakers])
+
+
+def open_adapters(
+    folders: Sequence[Path],
+    base: str | None = None,
+    *,
+    chat_template: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+) -> Opened:
+    """Load a base and adapter folders; a run's folder stands for all of its adapters.
+
+    ``base`` None is the base that the adapters name, or "tiny" if there are none. ``chat_template`` serves the bare
+    base and adapters that store none. An adapter that was trained on top of others is opened with them, as a stack.
+
+    Raises:
+        UserError: a folder holds no adapter, adapters name different bases, one does not fit, or its template was
+            changed.
+    """
+    from graftlm.adapters.model import AdaptedModel
+
+    found = [(folder, *_names(folder)) for folder in find_adapters(folders)]
+    chosen = base or _common_base([(folder, source) for folder, _, source in found])
+    model = AdaptedModel.from_pretrained(chosen, dtype=dtype, device=device)
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    opener = _Opener(model, tokenizer, chat_template)
+    adapters = tuple(opener.open(folder, name) for folder, name, _ in found)
+    return Opened(model, tokenizer, opener.bare(), adapters, tuple(opener.notes))
+
+
+def find_adapters(folders: Sequence[Path]) -> list[Path]:
+    """The adapter folders that ``folders`` name: themselves, or those of a run's folder; each once.
+
+    Raises:
+        UserError: there is no such folder, or no adapter in it.
+    """
+    from graftlm.adapters.files import CONFIG, is_adapter_folder, read_json
+
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        below: list[Path] = [folder]
+        if folder.is_dir() and not is_adapter_folder(folder):
+            inside = folder / "adapters" if (folder / "adapters").is_dir() else folder
+            below = sorted(
+                path for path in inside.iterdir() if not path.name.startswith(".") and is_adapter_folder(path)
+            )
+            if not below and (folder / "recipe.yaml").exists():
+                raise UserError(f"the run in {folder} has saved no adapters yet", hint="They are saved at its end.")
+        if below in ([], [folder]):
+            read_json(folder, CONFIG)  # says what is missing, and what is nearby
+        for path in below:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+class _Opener:
+    """Loads adapters one by one, each folder once."""
+
+    def __init__(self, model: AdaptedModel, tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.notes: list[str] = []
+        self._loaded: dict[Path, str] = {}
+
+    def bare(self) -> Speaker:
+        """The base without adapters."""
+        return self._speaker(None, (), self._default())
+
+    def open(self, folder: Path, name: str) -> Speaker:
+        """An adapter, with those that it was trained on top of."""
+        under = tuple(self._load(path) for path in self._under(folder))
+        loaded = self._load(folder, name)
+        return self._speaker(loaded, (*under, loaded), self._template(folder, loaded))
+
+    def _load(self, folder: Path, name: str | None = None) -> str:
+        key = folder.resolve()
+        if key not in self._loaded:
+            wanted, number = name or key.name, 2
+            unique = wanted
+            while unique in self.model.adapters or unique == BASE:
+                unique, number = f"{wanted}-{number}", number + 1
+            self._loaded[key] = self.model.load(folder, name=unique)
+        return self._loaded[key]
+
+    def _under(self, folder: Path) -> list[Path]:
+        from graftlm.adapters.files import is_adapter_folder, read_notes
+
+        paths = [Path(path) for path in read_notes(folder).get("under") or []]
+        for path in paths:
+            if not is_adapter_folder(path):
+                raise UserError(
+                    f"the adapter {folder} was trained on top of {path}, and there is no adapter there",
+                    hint="Put it back, or run the command in the folder that this path starts from.",
+                )
+        return paths
+
+    def _template(self, folder: Path, name: str) -> ChatTemplate:
+        """The template in the adapter's notes; its hash says whether it is the one of training."""
+        from graftlm.data.templates import ChatTemplate
+
+        notes = self.model.notes.get(name, {})
+        if not notes.get("template"):
+            default = self._default()
+            self.notes.append(f"{folder} stores no chat template; '{default.name}' is used (--chat-template)")
+            return default
+        template = ChatTemplate.from_dict(notes["template"])
+        stored = notes.get("template_hash")
+        if stored is not None and stored != template.hash:
+            raise UserError(
+                f"{folder}: the chat template in graftlm.json is not the one of training "
+                f"(hash {template.hash[:12]}, of training {str(stored)[:12]})",
+                hint="Somebody edited it; copy the adapter folder again.",
+            )
+        return template
+
+    def _default(self) -> ChatTemplate:
+        from graftlm.data.templates import resolve_chat_template
+
+        return resolve_chat_template(self.chat_template, self.tokenizer)
+
+    def _speaker(self, name: str | None, stack: Stack, template: ChatTemplate) -> Speaker:
+        stop = template.stop_text(self.tokenizer)
+        return Speaker(name, stack, template, template.stop_ids(self.tokenizer), (stop,) if stop else ())
+
+
+def _names(folder: Path) -> tuple[str, str | None]:
+    """An adapter's name and the base that it names."""
+    from graftlm.adapters.files import CONFIG, read_json, read_notes
+    from graftlm.base.loading import EMBEDDED
+
+    notes: dict[str, Any] = read_notes(folder)
+    base = notes.get("base") or {}
+    # The name of an embedded base is good on every machine; its folder is not.
+    source = base.get("name") if base.get("name") in EMBEDDED else base.get("source")
+    return folder.resolve().name, source or read_json(folder, CONFIG).get("base_model_name_or_path")
+
+
+def _common_base(sources: Sequence[tuple[Path, str | None]]) -> str:
+    """The one base that the adapters name."""
+    named = {source: folder for folder, source in reversed(sources) if source}
+    if len(named) > 1:
+        listed = "; ".join(f"{folder} of {source}" for source, folder in named.items())
+        raise UserError(
+            f"these adapters are of different bases: {listed}",
+            hint="Open them one by one. If it is one base in several places, name one: --base FOLDER.",
+        )
+    if sources and not named:
+        raise UserError(f"{sources[0][0]} does not say which base it is for", hint="Name it: --base FOLDER_OR_NAME")
+    return next(iter(named), "tiny")

@@ -1,0 +1,127 @@
+"""graftlm adapters: look at, rename and remove adapter folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from graftlm.cli.console import as_size, console
+from graftlm.errors import UserError
+
+app = typer.Typer(help="List, show, rename and remove adapter folders.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="An adapter's folder.")]
+
+
+@app.command("list")
+def list_adapters(
+    folder: Annotated[Path, typer.Argument(help="Where to look, all folders below included.")] = Path("runs"),
+) -> None:
+    """List the adapters below a folder."""
+    from graftlm.adapters.files import CONFIG
+
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}", hint="Name the folder that holds your runs.")
+    found = sorted(path.parent for path in folder.rglob(CONFIG))
+    if not found:
+        raise UserError(f"no adapters below {folder}", hint="Train one: graftlm train --data FILE")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("adapter", "method", "base", "held-out loss", "exact answers", "size"):
+        table.add_column(column, overflow="fold")
+    for path in found:
+        facts = _facts(path)
+        table.add_row(str(path), facts["method"], facts["base"], facts["loss"], facts["accuracy"], facts["size"])
+    console.print(table)
+
+
+@app.command("show")
+def show(
+    folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="The whole graftlm.json.")] = False
+) -> None:
+    """Show what an adapter is, what it was trained on, and how it did."""
+    from graftlm.adapters.files import CONFIG, read_json, read_notes
+
+    config, notes = read_json(folder, CONFIG), read_notes(folder)
+    if as_json:
+        typer.echo(json.dumps(notes or config, indent=2, ensure_ascii=False))
+        return
+    facts = _facts(folder)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("folder", f"{folder} ({facts['size']})")
+    table.add_row("method", facts["method"])
+    table.add_row("layers", ", ".join(config.get("target_modules") or []))
+    table.add_row("base", facts["base"])
+    if notes:
+        table.add_row("fingerprint", notes["base"]["fingerprint"])
+        template = notes.get("template") or {}
+        table.add_row("chat template", f"{template.get('name', 'unknown')} ({notes.get('template_hash', '')[:12]})")
+        for name, counts in (notes.get("data") or {}).items():
+            dropped, truncated = sum(counts["dropped"].values()), sum(counts["truncated"].values())
+            table.add_row(f"data: {name}", f"{counts['kept']} rows kept, {truncated} truncated, {dropped} dropped")
+        for key, value in (notes.get("metrics") or {}).items():
+            table.add_row(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+        for key, value in (notes.get("versions") or {}).items():
+            table.add_row(key, str(value))
+    else:
+        table.add_row("written by", "peft (no graftlm.json)")
+    console.print(table)
+
+
+@app.command("rename")
+def rename(folder: Folder, name: Annotated[str, typer.Argument(help="The new name.")]) -> None:
+    """Rename an adapter's folder, and the name inside it."""
+    from graftlm.adapters.files import CONFIG, NOTES, read_json, read_notes
+    from graftlm.base.files import write_json
+
+    read_json(folder, CONFIG)
+    if not name or name.startswith(".") or "/" in name or "\\" in name:
+        raise UserError(f"'{name}' is not a folder name", hint="Give a name, not a path.")
+    target = folder.resolve().parent / name
+    if target.exists():
+        raise UserError(f"{target} exists already", hint="Choose another name.")
+    notes = read_notes(folder)
+    if notes:
+        write_json(folder / NOTES, {**notes, "name": name})
+    folder.resolve().rename(target)
+    console.print(f"{folder} → {target}")
+
+
+@app.command("remove")
+def remove(
+    folder: Folder, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+) -> None:
+    """Delete an adapter's folder."""
+    from graftlm.adapters.files import CONFIG, read_json
+
+    read_json(folder, CONFIG)
+    if not yes:
+        typer.confirm(f"Delete {folder}?", abort=True)
+    shutil.rmtree(folder)
+    console.print(f"removed {folder}")
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    """What a table says of one adapter."""
+    from graftlm.adapters.files import CONFIG, read_json, read_notes
+
+    try:
+        config, notes = read_json(folder, CONFIG), read_notes(folder)
+    except UserError as error:
+        return dict.fromkeys(("base", "loss", "accuracy", "size"), "") | {"method": f"unreadable: {error.message}"}
+    metrics: dict[str, Any] = notes.get("metrics") or {}
+    base = (notes.get("base") or {}).get("name") or config.get("base_model_name_or_path") or "?"
+    method = f"{str(config.get('peft_type', '?')).lower()} rank {config.get('r', '?')}"
+    loss, accuracy = metrics.get("held_out_loss"), metrics.get("held_out_accuracy")
+    return {
+        "method": method,
+        "base": str(base),
+        "loss": f"{loss:.4f}" if loss is not None else "",
+        "accuracy": f"{accuracy:.1%}" if accuracy is not None else "",
+        "size": as_size(sum(path.stat().st_size for path in folder.iterdir() if path.is_file())),
+    }

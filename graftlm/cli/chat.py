@@ -1,0 +1,283 @@
+"""graftlm chat: talk in the terminal to a base and its adapters, one at a time or side by side."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from graftlm.cli._sampling import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
+from graftlm.cli.console import console, errors, print_error
+from graftlm.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from graftlm.cli._open import Opened, Speaker
+    from graftlm.data.instances import Message
+    from graftlm.generation.engine import Engine
+    from graftlm.generation.requests import Request, SamplingSettings
+
+HELP = """/use NAME     talk to that adapter
+/base         talk to the bare base
+/all          let every adapter and the base answer side by side
+/list         who there is, and who answers
+/system TEXT  set the system message; without TEXT, take it away (both begin new conversations)
+/reset        forget the conversations
+/quit         leave (as do Ctrl-D, and Ctrl-C at the prompt; Ctrl-C in an answer stops the answer)"""
+
+
+def chat(
+    adapters: Annotated[list[Path] | None, typer.Argument(help="Folders of adapters or of runs.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base, if not the one that the adapters name.")] = None,
+    message: Annotated[
+        list[str] | None, typer.Option("--message", "-m", help="Say this, print the answer and leave. Repeatable.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    use: Annotated[str | None, typer.Option(help="Who answers at first: an adapter's name, or base.")] = None,
+    side_by_side: Annotated[bool, typer.Option("--all", help="Let every adapter and the base answer.")] = False,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 0.9,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    stop: Stop = None,
+    seed: Annotated[int | None, typer.Option(help="The same answers again. Default: new ones each time.")] = None,
+    chat_template: Annotated[str, typer.Option(help="For the base, and adapters that store none.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision of the base.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Talk to adapters: switch between them with /use NAME, or see them side by side with /all."""
+    from graftlm.generation.requests import SamplingSettings
+
+    sampling = SamplingSettings(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed=seed
+    )
+    from graftlm.cli._open import open_adapters
+    from graftlm.generation.engine import Engine
+
+    with errors.status("loading base and adapters …"):
+        opened = open_adapters(adapters or [], base, chat_template=chat_template, dtype=dtype, device=device)
+    for note in opened.notes:
+        errors.print(f"[yellow]note:[/] {escape(note)}")
+    talk = Chat(opened, Engine(opened.model, opened.tokenizer), sampling, system)
+    if use is not None:
+        talk.answering = (opened.speaker(use),)
+    if side_by_side:
+        talk.answering = opened.speakers
+    if message:
+        for text in message:
+            talk.say(text)
+    elif sys.stdin.isatty():
+        _converse(talk)
+    else:
+        for line in sys.stdin:
+            if not _take(talk, line.strip()):
+                break
+
+
+def _converse(talk: Chat) -> None:
+    """Lines from a person, until they leave."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  (line editing and history in input())
+    console.print(f"[bold]{escape(talk.opened.model.name)}[/] with {len(talk.opened.adapters)} adapters")
+    talk.show_who()
+    console.print("[dim]/help shows the commands[/]")
+    while True:
+        try:
+            line = input("\nyou › ")
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if not _take(talk, line.strip()):
+            return
+
+
+def _take(talk: Chat, line: str) -> bool:
+    """Do what one line says; False if that is to leave. Mistakes are said, and the talk goes on."""
+    try:
+        if line.startswith("/"):
+            return talk.command(line)
+        if line:
+            talk.say(line)
+    except UserError as error:
+        print_error(error)
+    return True
+
+
+@dataclass
+class Answer:
+    """One speaker's answer while it comes."""
+
+    speaker: Speaker
+    request: Request
+    left_out: int
+    text: str = ""
+    end: str | None = None
+
+    @property
+    def note(self) -> str:
+        """What there is to say about it beside its text."""
+        parts = [f"the first {self.left_out} messages no longer fit the context"] if self.left_out else []
+        ends = {"length": "cut at --max-new-tokens", "context": "the context is full", "cancelled": "stopped"}
+        parts += [ends[self.end]] if self.end in ends else []
+        parts += ["no words"] if self.end == "stop" and not self.text.strip() else []
+        return f"({'; '.join(parts)})" if parts else ""
+
+
+@dataclass
+class Chat:
+    """Conversations with each speaker, and who answers now."""
+
+    opened: Opened
+    engine: Engine
+    sampling: SamplingSettings
+    system: str | None = None
+    answering: tuple[Speaker, ...] = ()
+    histories: dict[str, list[Message]] = field(default_factory=dict)
+    said: int = 0
+
+    def __post_init__(self) -> None:
+        self.answering = self.answering or self.opened.speakers[:1]
+
+    # --- commands -------------------------------------------------------------------------------------------
+
+    def command(self, line: str) -> bool:
+        """Carry out a line that begins with a slash; False if it is to leave."""
+        name, _, rest = line.partition(" ")
+        commands: dict[str, Callable[[str], None]] = {
+            "/use": self._use,
+            "/base": lambda _rest: self._answer_with((self.opened.base,)),
+            "/all": lambda _rest: self._answer_with(self.opened.speakers),
+            "/list": lambda _rest: self.show_who(),
+            "/reset": self._reset,
+            "/system": self._set_system,
+            "/help": lambda _rest: console.print(HELP, markup=False),
+        }
+        if name in ("/quit", "/exit", "/q"):
+            return False
+        if name not in commands:
+            raise unknown_name("command", name, [*commands, "/quit"])
+        commands[name](rest.strip())
+        return True
+
+    def show_who(self) -> None:
+        """Say who there is, and mark who answers."""
+        for speaker in self.opened.speakers:
+            mark = "›" if speaker in self.answering else " "
+            console.print(f"{mark} {speaker.label}", markup=False, style="bold" if mark == "›" else "")
+
+    def _use(self, name: str) -> None:
+        if not name:
+            raise UserError("/use needs a name", hint="/list shows the names.")
+        self._answer_with((self.opened.speaker(name),))
+
+    def _answer_with(self, speakers: tuple[Speaker, ...]) -> None:
+        self.answering = speakers
+        console.print(f"{_joined([s.label for s in speakers])} will answer", style="dim", markup=False)
+
+    def _reset(self, _rest: str = "") -> None:
+        self.histories.clear()
+        console.print("[dim]new conversations[/]")
+
+    def _set_system(self, text: str) -> None:
+        self.system = text or None
+        self._reset()
+
+    # --- answers --------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Say something to whoever answers, print the answers as they come, and remember both."""
+        from graftlm.data.instances import Message
+
+        said = Message("user", text)
+        answers = [self._prepare(speaker, said, number) for number, speaker in enumerate(self.answering)]
+        try:
+            if len(answers) == 1:
+                self._print_one(answers[0])
+            elif console.is_terminal:
+                self._show_live(answers)
+            else:
+                self._print_labelled(answers)
+        except KeyboardInterrupt:
+            for answer in answers:
+                answer.end = answer.end or "cancelled"
+            console.print(" [dim](stopped)[/]")
+        self.said += 1
+        for answer in answers:
+            if answer.text.strip():  # an empty answer could not be rendered as a turn
+                history = self.histories.setdefault(answer.speaker.label, [])
+                history += [said, Message("assistant", answer.text.strip())]
+
+    def _prepare(self, speaker: Speaker, said: Message, number: int) -> Answer:
+        """The request for one speaker. The oldest turns are left out where they no longer fit."""
+        from graftlm.adapters.routing import mix_seed
+        from graftlm.data.instances import Message
+
+        seed = self.sampling.seed
+        sampling = self.sampling if seed is None else replace(self.sampling, seed=mix_seed(seed, self.said))
+        context = self.opened.model.context_length
+        room = context - min(self.sampling.max_new_tokens, context // 4)
+        start = [Message("system", self.system)] if self.system else []
+        turns = [*self.histories.get(speaker.label, []), said]
+        left_out = 0
+        while True:
+            messages = [*start, *turns[left_out:]]
+            request = speaker.request(messages, self.opened.tokenizer, sampling, f"{self.said}.{number}")
+            if len(request.prompt_ids) <= room or left_out + 2 >= len(turns):
+                return Answer(speaker, request, left_out)
+            left_out += 2
+
+    def _run(self, answers: Sequence[Answer], show: Callable[[Answer, str], None]) -> None:
+        """Run the answers in one batch; ``show`` gets each piece of text as it comes."""
+        by_id = {answer.request.id: answer for answer in answers}
+        with closing(self.engine.stream([answer.request for answer in answers])) as events:
+            for event in events:
+                answer = by_id[event.request_id]
+                piece = event.text if answer.text else event.text.lstrip()
+                answer.text += piece
+                if event.completion is not None:
+                    answer.end = event.completion.finish_reason
+                if piece or answer.end:
+                    show(answer, piece)
+
+    def _print_one(self, answer: Answer) -> None:
+        if console.is_terminal:
+            console.print(f"[bold cyan]{escape(answer.speaker.label)} ›[/] ", end="")
+        self._run([answer], lambda _answer, piece: _write(piece))
+        console.print(f" {answer.note}" if answer.note and console.is_terminal else "", style="dim", markup=False)
+
+    def _print_labelled(self, answers: Sequence[Answer]) -> None:
+        self._run(answers, lambda _answer, _piece: None)
+        for answer in answers:
+            console.print(f"{answer.speaker.label}: {answer.text.strip()}", markup=False, soft_wrap=True)
+
+    def _show_live(self, answers: Sequence[Answer]) -> None:
+        def table() -> Table:
+            rows = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 1, 0))
+            rows.add_column(style="bold cyan", no_wrap=True)
+            rows.add_column(overflow="fold")
+            for answer in answers:
+                rows.add_row(answer.speaker.label, Text(answer.text.strip()).append(f" {answer.note}", style="dim"))
+            return rows
+
+        with Live(table(), console=console, refresh_per_second=8, vertical_overflow="visible") as live:
+            self._run(answers, lambda _answer, _piece: live.update(table()))
+
+
+def _write(piece: str) -> None:
+    """A piece of an answer, as it is, at once."""
+    console.file.write(piece)
+    console.file.flush()
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,41 @@
+"""graftlm export: a merged copy of the base as a transformers folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graftlm.cli.console import as_size, console
+from graftlm.errors import UserError
+
+
+def export(
+    adapters: Annotated[list[Path], typer.Argument(help="Adapter folders; several are merged as a stack.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    base: Annotated[str | None, typer.Option(help="The base, if not the one that the adapter names.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the loaded precision.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
+) -> None:
+    """Write the base with adapters merged in, as a folder that transformers and others load as a plain model."""
+    if out.exists() and not force:
+        raise UserError(f"{out} exists already", hint="Choose another folder, or add --force to replace it.")
+    from graftlm.adapters.merge import export_merged
+    from graftlm.base.loading import DTYPES
+    from graftlm.cli._open import open_adapters
+    from graftlm.errors import unknown_name
+
+    if dtype not in ("auto", *DTYPES):
+        raise unknown_name("dtype", dtype, ["auto", *DTYPES])
+    opened = open_adapters(adapters, base)
+    model = opened.model
+    with console.status("merging and checking …"):
+        check = export_merged(model, list(model.adapters), out, dtype=DTYPES.get(dtype))
+    size = sum(path.stat().st_size for path in out.iterdir())
+    console.print(f"wrote {out} ({as_size(size)}): {model.name} with {', '.join(model.adapters)} merged in")
+    console.print(
+        f"checked: largest logit difference to the unmerged adapters {check.largest_difference:.3g} "
+        f"({check.relative:.2g} of the largest logit) on {check.tokens} tokens"
+    )
+    console.print(f"load it: AutoModelForCausalLM.from_pretrained('{out}'), or graftlm chat --base {out}")

@@ -1,0 +1,153 @@
+"""Live progress of a training run: rate, time left, and a leaderboard of the adapters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from graftlm.cli.console import as_duration
+from graftlm.training.events import CheckpointSaved, Ended, Evaluated, Event, RoundDone, Stepped, Watcher
+
+
+@dataclass
+class _Line:
+    """What is known of one adapter so far."""
+
+    name: str
+    step: int = 0
+    total: int = 0
+    loss: float | None = None
+    rate: float = 0.0
+    first: Evaluated | None = None
+    best: Evaluated | None = None
+    state: str = "training"
+
+    def see(self, event: Stepped | Evaluated | Ended) -> None:
+        if isinstance(event, Stepped):
+            self.step, self.total, self.rate = event.step, event.total, event.learning_rate
+            self.loss = event.loss if self.loss is None else 0.9 * self.loss + 0.1 * event.loss
+        elif isinstance(event, Evaluated):
+            self.first = self.first or event
+            self.best = event if event.best else self.best
+        else:
+            self.state = event.reason if not event.detail else f"{event.reason}: {event.detail}"
+
+
+class Leaderboard:
+    """Collects events; ``table`` shows the adapters, best held-out loss first."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.lines = {name: _Line(name) for name in names}
+
+    def see(self, event: Event) -> None:
+        if isinstance(event, Stepped | Evaluated | Ended):
+            self.lines[event.adapter].see(event)
+
+    def table(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column, justify in (("adapter", "left"), ("step", "right"), ("training loss", "right")):
+            table.add_column(column, justify="left" if justify == "left" else "right")
+        for column in ("held-out loss", "exact answers", "best at"):
+            table.add_column(column, justify="right")
+        table.add_column("state", overflow="fold")
+        for line in sorted(self.lines.values(), key=lambda line: line.best.loss if line.best else float("inf")):
+            best, first = line.best, line.first
+            style = "red" if line.state.startswith("diverged") else ""
+            table.add_row(
+                f"[bold]{line.name}[/]",
+                f"{line.step}/{line.total}" if line.total else "",
+                f"{line.loss:.3f}" if line.loss is not None else "",
+                f"{first.loss:.3f} → {best.loss:.3f}" if best and first else "",
+                f"{first.accuracy:.1%} → {best.accuracy:.1%}" if best and first else "",
+                str(best.step) if best else "",
+                line.state,
+                style=style,
+            )
+        return table
+
+
+@contextmanager
+def training_display(console: Console, names: Sequence[str], *, done: int = 0) -> Iterator[Watcher]:
+    """A watcher that shows the run: live in a terminal, a line now and then elsewhere."""
+    board = Leaderboard(names)
+    if not console.is_terminal:
+        yield _plain(console, board)
+        console.print(board.table())
+        return
+    bar = Progress(
+        TextColumn("[bold]training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        console=console,
+    )
+    task = bar.add_task("training", total=None, rate="", left="")
+    pace = _Pace()
+    with Live(Group(bar, board.table()), console=console, refresh_per_second=4) as live:
+
+        def watch(event: Event) -> None:
+            board.see(event)
+            if isinstance(event, RoundDone):
+                pace.add(event)
+                left = f"{as_duration(pace.seconds_left(event))} left"
+                bar.update(task, completed=event.number, total=event.total, rate=pace.rate, left=left)
+            live.update(Group(bar, board.table()))
+
+        bar.update(task, completed=done)
+        yield watch
+
+
+def _plain(console: Console, board: Leaderboard) -> Watcher:
+    pace = _Pace()
+    shown = time.monotonic()
+
+    def watch(event: Event) -> None:
+        nonlocal shown
+        board.see(event)
+        if isinstance(event, RoundDone):
+            pace.add(event)
+            if time.monotonic() - shown > 10 or event.number in (1, event.total):
+                shown = time.monotonic()
+                left = as_duration(pace.seconds_left(event))
+                console.print(f"round {event.number}/{event.total} · {pace.rate} · {left} left")
+        elif isinstance(event, Evaluated):
+            console.print(
+                f"{event.adapter} step {event.step}: held-out loss {event.loss:.4f}, "
+                f"exact answers {event.accuracy:.1%}{' (best)' if event.best else ''}"
+            )
+        elif isinstance(event, Ended):
+            console.print(f"{event.adapter} step {event.step}: {event.reason}{f' · {event.detail}' * bool(event.detail)}")
+        elif isinstance(event, CheckpointSaved):
+            console.print(f"checkpoint {event.path}")
+
+    return watch
+
+
+class _Pace:
+    """Smoothed tokens a second and seconds a round."""
+
+    def __init__(self) -> None:
+        self.tokens_per_second = 0.0
+        self.round_seconds = 0.0
+
+    def add(self, event: RoundDone) -> None:
+        rate = event.tokens / max(event.seconds, 1e-9)
+        weight = 0.1 if self.tokens_per_second else 1.0
+        self.tokens_per_second += weight * (rate - self.tokens_per_second)
+        self.round_seconds += weight * (event.seconds - self.round_seconds)
+
+    @property
+    def rate(self) -> str:
+        return f"{self.tokens_per_second:,.0f} tokens/s"
+
+    def seconds_left(self, event: RoundDone) -> float:
+        return (event.total - event.number) * self.round_seconds

@@ -1,0 +1,343 @@
+"""From the text of a recipe to its values, or to one error that lists every mistake."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from graftlm.data.readers import find_sources
+from graftlm.errors import UserError, nearest
+from graftlm.recipe.locate import adapter_folder, base_folder, chat_template, data_path, name_from
+from graftlm.recipe.places import Place, read_yaml
+from graftlm.recipe.problems import (
+    KeyPath,
+    Problem,
+    RecipeError,
+    missing,
+    show,
+    translate,
+    unknown_key,
+    unknown_name,
+)
+from graftlm.recipe.schema import (
+    AdapterKeys,
+    AdapterRecipe,
+    DataSet,
+    Recipe,
+    RunKeys,
+    folder_name,
+    known_methods,
+)
+from graftlm.training.settings import AdapterTraining, RunSettings
+
+Model = TypeVar("Model", bound=BaseModel)
+SECTIONS = {
+    "data": "{reviews: {path: reviews.csv}}",
+    "adapters": "{lora-8: {method: lora, rank: 8}}",
+}
+BATCH = ("batch_rows", "batch_tokens")  # the size of a step is given in one or the other
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file. Its paths are relative to its folder, become absolute, and must exist.
+
+    Raises:
+        UserError: the file cannot be read.
+        RecipeError: all of its mistakes, each with its line.
+    """
+    file = Path(path).expanduser()
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        near = nearest(file.name, [p.name for p in file.parent.iterdir()]) if file.parent.is_dir() else None
+        hint = (
+            f"Did you mean {file.parent / near}?" if near else "`graftlm recipe --out FILE` writes one to start from."
+        )
+        raise UserError(f"there is no recipe {path}", hint=hint) from None
+    except OSError as error:
+        raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8", hint="Save the file as UTF-8.") from error
+    return parse_recipe(text, source=str(path), folder=file.resolve().parent)
+
+
+def parse_recipe(text: str, source: str = "recipe.yaml", *, folder: Path | None = None) -> Recipe:
+    """Read the text of a recipe. ``source`` names it in errors, and names the run if the recipe does not.
+
+    ``folder``: what paths are relative to; without it they stay as they are written and are not looked for.
+
+    Raises:
+        RecipeError: all of its mistakes, each with its line.
+    """
+    value, place, problems = read_yaml(text, source)
+    return _Parser(source, folder, place, problems).recipe(value)
+
+
+def recipe_from_dict(values: Mapping[str, Any], source: str = "recipe", *, folder: Path | None = None) -> Recipe:
+    """A recipe from plain values, as checked as one from a file."""
+    return _Parser(source, folder, None, []).recipe(json.loads(json.dumps(values, default=str)))
+
+
+def recipe_for_data_files(paths: str | Path | Sequence[str | Path], *, method: str = "lora", **settings: Any) -> Recipe:
+    """One adapter, named after the first file, that learns from all ``paths`` (relative to the working folder).
+
+    ``settings`` are keys of any part of a recipe, which find their place by their name (``base="tiny"``,
+    ``epochs=2``, ``rank=16``, ``held_out=50``, ``micro_batch_tokens=8192``); None means left out.
+
+    Raises:
+        UserError: a path does not exist.
+        RecipeError: all settings that are wrong or unknown.
+    """
+    files = [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not files:
+        raise UserError("no data file is given", hint="For example: graftlm train --data reviews.csv")
+    for file in files:
+        find_sources(file)
+    name = name_from(files[0])
+    homes: dict[str, type[BaseModel]] = {"run": RunKeys, "data": DataSet, "training": RunSettings}
+    parts: dict[str, dict[str, Any]] = {
+        "run": {},
+        "data": {"path": files},
+        "training": {},
+        "adapter": {"method": method},
+    }
+    for key, value in settings.items():
+        if value is None:
+            continue
+        part = next((part for part, model in homes.items() if key in model.model_fields), "adapter")
+        parts[part][key] = value
+    values = {
+        "base": "tiny",
+        "name": name,
+        **parts["run"],
+        "data": {name: parts["data"]},
+        "adapters": {name: {**parts["adapter"], "data": name}},
+        "training": parts["training"],
+    }
+    return recipe_from_dict(values, f"the recipe for {files[0]}", folder=Path.cwd())
+
+
+class _Parser:
+    """Goes through all parts of a recipe and collects what is wrong."""
+
+    def __init__(self, source: str, folder: Path | None, place: Place | None, problems: list[Problem]) -> None:
+        self.source = source
+        self.folder = folder
+        self.place = place
+        self.problems = problems
+
+    def recipe(self, values: Any) -> Recipe:
+        if not isinstance(values, dict):
+            self.add((), f"a recipe must be a mapping (base: tiny …), is {show(values)}")
+            raise RecipeError(self.source, self.problems)
+        self.finite(values, ())
+        methods = known_methods()
+        self.unknown((), values, [*RunKeys.model_fields, *SECTIONS, "training"], _homes(methods, "top"))
+        keys = {key: values[key] for key in RunKeys.model_fields if key in values}
+        run = self.model(RunKeys, {"name": name_from(self.source), **keys}, ())
+        data = {name: self.data_set(name, entry) for name, entry in self.section("data", values).items()}
+        training, defaults = self.training(values.get("training", {}), methods)
+        names = list(data) or None  # None: nothing to compare with
+        entries = self.section("adapters", values)
+        adapters = {name: self.adapter(name, entry, methods, defaults, names) for name, entry in entries.items()}
+        self.names_apart(entries)
+        self.locate_parts(data, adapters)
+        run = run and self.locate_run(run)
+        if self.problems or run is None or training is None:
+            raise RecipeError(self.source, self.problems)
+        return Recipe(**dict(run), data=data, adapters=adapters, training=training)
+
+    def add(self, path: KeyPath, message: str) -> None:
+        if self.place is None:
+            self.problems.append(Problem(message, path))
+        else:
+            place = self.place.at(path)
+            self.problems.append(Problem(message, path, place.line, place.column))
+
+    def model(self, model: type[Model], given: dict[str, Any], path: KeyPath) -> Model | None:
+        """Values of one group, or None with the problems noted. Text is no number, and the other way round."""
+        try:
+            return model.model_validate_json(json.dumps(given), strict=True)
+        except ValidationError as error:
+            for inner, message in translate(error, model, given):
+                self.add((*path, *inner), message)
+            return None
+
+    def finite(self, value: Any, path: KeyPath) -> None:
+        if isinstance(value, float) and not math.isfinite(value):
+            self.add(path, "must be a finite number")
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, child in inside:
+            self.finite(child, (*path, key))
+
+    def unknown(self, path: KeyPath, given: Mapping[str, Any], known: Iterable[str], homes: Mapping[str, str]) -> None:
+        allowed = list(known)
+        for key in given:
+            if key not in allowed:
+                self.add((*path, key), unknown_key(key, allowed, homes))
+
+    def section(self, key: str, values: dict[str, Any]) -> dict[str, Any]:
+        entries = values.get(key)
+        example = SECTIONS[key]
+        if key not in values:
+            self.add((key,), missing(key, {"examples": [example]}))
+        elif not isinstance(entries, dict):
+            self.add((key,), f"must be a mapping with a name for each, such as {example}, is {show(entries)}")
+        elif not entries:
+            self.add((key,), f"must hold at least one, such as {example}")
+        return entries if isinstance(entries, dict) else {}
+
+    def data_set(self, name: str, entry: Any) -> DataSet | None:
+        path = ("data", name)
+        if not name:
+            self.add(path, "a data set needs a name")
+        if not isinstance(entry, dict):
+            self.add(path, f"must be a mapping such as {{path: reviews.csv}}, is {show(entry)}")
+            return None
+        self.unknown(path, entry, DataSet.model_fields, _homes(known_methods(), "data"))
+        return self.model(DataSet, {k: v for k, v in entry.items() if k in DataSet.model_fields}, path)
+
+    def training(
+        self, entry: Any, methods: Mapping[str, type[BaseModel]]
+    ) -> tuple[RunSettings | None, dict[str, Any] | None]:
+        """Settings of the run, and raw defaults for all adapters (None if something is wrong with them)."""
+        path = ("training",)
+        if not isinstance(entry, dict):
+            self.add(path, f"must be a mapping such as {{epochs: 1}}, is {show(entry)}")
+            return None, None
+        known = [*AdapterTraining.model_fields, *RunSettings.model_fields]
+        self.unknown(path, entry, known, _homes(methods, "training"))
+        run = self.model(RunSettings, {k: v for k, v in entry.items() if k in RunSettings.model_fields}, path)
+        defaults = {k: v for k, v in entry.items() if k in AdapterTraining.model_fields}
+        return run, defaults if self.model(AdapterTraining, defaults, path) is not None else None
+
+    def adapter(
+        self,
+        name: str,
+        entry: Any,
+        methods: Mapping[str, type[BaseModel]],
+        defaults: dict[str, Any] | None,
+        data: list[str] | None,
+    ) -> AdapterRecipe | None:
+        path = ("adapters", name)
+        try:
+            folder_name(name)
+        except ValueError as error:
+            self.add(path, f"the name {error}")
+        if not isinstance(entry, dict):
+            self.add(path, f"must be a mapping such as {{method: lora, rank: 8}}, is {show(entry)}")
+            return None
+        method = self.method(path, entry, methods)
+        own = {k: v for k, v in entry.items() if k in AdapterTraining.model_fields}
+        keys = self.model(AdapterKeys, {k: v for k, v in entry.items() if k in AdapterKeys.model_fields}, path)
+        training = self.model(AdapterTraining, own, path)
+        if training is not None and defaults is not None:
+            training = self.model(AdapterTraining, _with_defaults(own, defaults), path)
+        if keys is not None:
+            keys = self.references(path, keys, data, "data" in entry)
+        if method is None or keys is None or training is None:
+            return None
+        return AdapterRecipe(data=keys.data, under=keys.under, method=method, training=training)
+
+    def method(self, path: KeyPath, entry: dict[str, Any], methods: Mapping[str, type[BaseModel]]) -> Any:
+        shared = [*AdapterKeys.model_fields, "method"]
+        name = entry.get("method")
+        config = methods.get(name) if isinstance(name, str) else None
+        listed = ", ".join(methods)
+        if config is not None:
+            known = [*shared, *config.model_fields, *AdapterTraining.model_fields]
+            self.unknown(path, entry, dict.fromkeys(known), _homes(methods, "adapter"))
+            return self.model(config, {k: v for k, v in entry.items() if k in config.model_fields}, path)
+        if "method" not in entry:
+            self.add((*path, "method"), f"this key is missing; there are: {listed}")
+        elif isinstance(name, str):
+            self.add((*path, "method"), unknown_name("method", name, methods))
+        else:
+            self.add((*path, "method"), f"must be the name of a method ({listed}), is {show(name)}")
+        settings = [key for config in methods.values() for key in config.model_fields]
+        known = [*shared, *AdapterTraining.model_fields, *settings]
+        self.unknown(path, entry, dict.fromkeys(known), _homes(methods, "adapter"))
+        return None
+
+    def references(self, path: KeyPath, keys: AdapterKeys, data: list[str] | None, given: bool) -> AdapterKeys | None:
+        if data is None:
+            return keys
+        if not keys.data and len(data) == 1 and not given:
+            return keys.model_copy(update={"data": (data[0],)})
+        if not keys.data:
+            self.add((*path, "data"), f"must name a data set; there are: {', '.join(data)}")
+        for name in dict.fromkeys(keys.data):
+            if name not in data:
+                self.add((*path, "data"), unknown_name("data set", name, data))
+            elif keys.data.count(name) > 1:
+                self.add((*path, "data"), f"names '{name}' more than once")
+        return keys
+
+    def names_apart(self, names: Iterable[str]) -> None:
+        """Some systems know no difference between the folders A and a."""
+        seen: dict[str, str] = {}
+        for name in names:
+            other = seen.setdefault(name.casefold(), name)
+            if other != name:
+                self.add(("adapters", name), f"differs from '{other}' in upper and lower case only; use another name")
+
+    def locate_run(self, run: RunKeys) -> RunKeys:
+        """Base and chat template with absolute paths."""
+        (template,) = self.each(("chat_template",), (run.chat_template,), chat_template)
+        if self.folder is None:
+            return run
+        (base,) = self.each(("base",), (run.base,), base_folder)
+        return run.model_copy(update={"chat_template": template, "base": base})
+
+    def locate_parts(self, data: dict[str, DataSet | None], adapters: dict[str, AdapterRecipe | None]) -> None:
+        """Make the paths of data sets and adapters absolute, in place."""
+        if self.folder is None:
+            return
+        for name, data_set in data.items():
+            if data_set is not None:
+                given = {"path": data_set.path, "held_out_path": data_set.held_out_path}
+                found = {key: self.each(("data", name, key), paths, data_path) for key, paths in given.items()}
+                data[name] = data_set.model_copy(update=found)
+        for name, adapter in adapters.items():
+            if adapter is not None:
+                under = self.each(("adapters", name, "under"), adapter.under, adapter_folder)
+                adapters[name] = adapter.model_copy(update={"under": under})
+
+    def each(self, path: KeyPath, names: tuple[str, ...], locate: Callable[[str, Any], str]) -> tuple[str, ...]:
+        found: list[str] = []
+        for name in names:
+            try:
+                found.append(locate(name, self.folder))
+            except UserError as error:
+                self.add(path, error.message + (f" ({error.hint})" if error.hint else ""))
+                found.append(name)
+        return tuple(found)
+
+
+def _with_defaults(own: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """An adapter's own settings before those for all; its own size of a step displaces the other kind."""
+    sized = any(own.get(key) is not None for key in BATCH)
+    return {k: v for k, v in defaults.items() if not (sized and k in BATCH)} | own
+
+
+def _homes(methods: Mapping[str, type[BaseModel]], here: str) -> dict[str, str]:
+    """Where keys that do not belong ``here`` do belong."""
+    groups: list[tuple[str, Iterable[str], str]] = [
+        ("top", [*RunKeys.model_fields, *SECTIONS, "training"], "at the top of the recipe"),
+        ("data", DataSet.model_fields, "to a data set"),
+        ("training", RunSettings.model_fields, "under training"),
+        ("settings", AdapterTraining.model_fields, "to an adapter or, for all of them, under training"),
+        ("adapter", AdapterKeys.model_fields, "to an adapter"),
+        *(("method", config.model_fields, f"to an adapter of the method {name}") for name, config in methods.items()),
+    ]
+    homes: dict[str, str] = {}
+    for group, keys, where in groups:
+        if group != here:
+            homes |= {key: where for key in keys if key not in homes}
+    return homes

@@ -1,0 +1,263 @@
+"""Carry out a prepared run: plan, train, save the adapters, and write what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from graftlm.adapters.lora import LoRA
+from graftlm.base.files import write_json, write_text
+from graftlm.base.memory import peak_memory, reset_peak_memory
+from graftlm.data.instances import Instance
+from graftlm.evaluation.report import AdapterReport, Example, RunReport, write_report
+from graftlm.generation.engine import Engine
+from graftlm.generation.requests import Request, SamplingSettings
+from graftlm.runs.folder import RunFolder
+from graftlm.runs.setup import PreparedRun, adapter_notes, versions
+from graftlm.training.checkpoints import latest_checkpoint
+from graftlm.training.events import Event, Watcher
+from graftlm.training.forward import RowScore, score_rows
+from graftlm.training.loop import Outcome, train
+from graftlm.training.metrics import MetricsFile, open_trackers, read_metrics
+from graftlm.training.plan import Plan
+from graftlm.training.task import Progress, Task, exact_share, mean_loss
+
+EXAMPLES = 12
+ANSWER_TOKENS = 96
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended; ``report`` is None where it was interrupted."""
+
+    outcome: Outcome
+    report: RunReport | None
+
+
+def execute(
+    run: PreparedRun,
+    folder: RunFolder,
+    *,
+    plan: Plan | None = None,
+    resume: bool = False,
+    watch: Watcher = lambda _event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda _line: None,
+) -> RunResult:
+    """Train the run's adapters into ``folder`` (already locked) and write adapters, run.json and the report.
+
+    Raises:
+        UserError: the disk is full, a checkpoint is broken, or a tracker is missing.
+    """
+    if not resume:
+        folder.clear()
+    write_text(folder.recipe, run.recipe.to_yaml())
+    saved = latest_checkpoint(folder.checkpoints) if resume else None
+    metrics = MetricsFile(folder.metrics, rounds=saved.state["counters"]["rounds"] if saved else 0)
+    trackers = open_trackers(run.recipe.log, folder.path, run.recipe.name)
+    reset_peak_memory(run.model.device)
+    started = time.monotonic()
+    outcome = train(
+        run.model,
+        run.tasks,
+        run.recipe.training,
+        checkpoints=folder.checkpoints,
+        resume=resume,
+        watch=_all([metrics, *trackers, watch]),
+        should_stop=should_stop,
+    )
+    seconds, peak = time.monotonic() - started, peak_memory(run.model.device)
+    if outcome.interrupted:
+        return RunResult(outcome, None)
+    say("scoring held-out rows with the bare base and each adapter")
+    before, after = _scores(run, lambda task: task.under), _scores(run, lambda task: task.stack)
+    for name, progress in outcome.progress.items():
+        run.model.notes[name] = adapter_notes(run, name, _metrics(progress, before[name], after[name]))
+        run.model.save(name, folder.adapters / name)
+    say("writing answers side by side")
+    examples = _examples(run)
+    report = _report(run, folder, outcome, plan, seconds, peak, before, after, examples)
+    write_report(folder.report, report)
+    write_json(folder.summary, _summary(run, outcome, plan, seconds, peak, before, after))
+    return RunResult(outcome, report)
+
+
+def _all(watchers: Sequence[Watcher]) -> Watcher:
+    def watch(event: Event) -> None:
+        for watcher in watchers:
+            watcher(event)
+
+    return watch
+
+
+def _scores(run: PreparedRun, stack: Callable[[Task], tuple[str, ...]]) -> dict[str, list[RowScore]]:
+    """Score every task's held-out rows under a routing, all tasks in the same batches."""
+    rows = [row for task in run.tasks for row in task.held_out_rows(stack(task))]
+    scores = iter(score_rows(run.model, rows, run.recipe.training.micro_batch_tokens))
+    return {task.adapter: [next(scores) for _ in task.held_out] for task in run.tasks}
+
+
+def _metrics(progress: Progress, before: list[RowScore], after: list[RowScore]) -> dict[str, Any]:
+    values: dict[str, Any] = {"steps": progress.step, "ended": progress.reason, "best_step": progress.best_step}
+    if after:
+        values |= {
+            "held_out_rows": len(after),
+            "held_out_loss": mean_loss(after),
+            "held_out_accuracy": exact_share(after),
+            "base_loss": mean_loss(before),
+            "base_accuracy": exact_share(before),
+        }
+    return values
+
+
+def _examples(run: PreparedRun) -> dict[str, list[Example]]:
+    """Answers of the base and of each adapter to some of its held-out prompts, decoded greedily in shared batches."""
+    chosen = {task.adapter: _spread(run.held_out[task.adapter]) for task in run.tasks}
+    stop_ids = run.template.stop_ids(run.tokenizer)
+    sampling = SamplingSettings(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop_ids=stop_ids)
+    requests = []
+    for task in run.tasks:
+        for instance in chosen[task.adapter]:
+            prompt = run.template.render_prompt(instance.messages[:-1], run.tokenizer)
+            room = run.model.context_length - ANSWER_TOKENS
+            for stack in (task.under, task.stack):
+                requests.append(Request(tuple(prompt[-room:]), stack or None, sampling))
+    answers = iter(Engine(run.model).run(requests))
+    return {
+        task.adapter: [
+            Example(
+                _prompt_text(instance),
+                instance.messages[-1].content,
+                {"base": next(answers).text or "", task.adapter: next(answers).text or ""},
+            )
+            for instance in chosen[task.adapter]
+        ]
+        for task in run.tasks
+    }
+
+
+def _spread(instances: Sequence[Instance]) -> list[Instance]:
+    """Some question-and-answer instances, evenly over all."""
+    fit = [instance for instance in instances if len(instance.messages) > 1 and instance.messages[-1].role == "assistant"]
+    return fit[:: max(1, len(fit) // EXAMPLES)][:EXAMPLES]
+
+
+def _prompt_text(instance: Instance) -> str:
+    turns = instance.messages[:-1]
+    if len(turns) == 1:
+        return turns[0].content
+    return "\n".join(f"{message.role}: {message.content}" for message in turns)
+
+
+def _report(
+    run: PreparedRun,
+    folder: RunFolder,
+    outcome: Outcome,
+    plan: Plan | None,
+    seconds: float,
+    peak: int,
+    before: dict[str, list[RowScore]],
+    after: dict[str, list[RowScore]],
+    examples: dict[str, list[Example]],
+) -> RunReport:
+    lines = read_metrics(folder.metrics)
+    adapters = []
+    for name, progress in outcome.progress.items():
+        own = [line for line in lines if line.get("adapter") == name]
+        settings = progress.task.settings
+        adapters.append(
+            AdapterReport(
+                name=name,
+                method=describe_method(run.recipe.adapters[name].method),
+                trained_parameters=progress.adapter.trained_parameters,
+                data=", ".join(run.recipe.adapters[name].data),
+                counts=_joint_counts(run, name),
+                steps=progress.total,
+                epochs=settings.epochs,
+                learning_rate=settings.learning_rate,
+                ended=(progress.reason or "", progress.detail),
+                train_loss=[(line["step"], line["loss"]) for line in own if line["kind"] == "step"],
+                held_out=[
+                    (line["step"], line["loss"], line["accuracy"]) for line in own if line["kind"] == "evaluation"
+                ],
+                before=before[name],
+                after=after[name],
+                best_step=progress.best_step,
+                folder=str(folder.adapters / name),
+                examples=examples[name],
+            )
+        )
+    return RunReport(
+        title=run.recipe.name,
+        base=run.model.name,
+        base_parameters=sum(parameter.numel() for parameter in run.model.base.parameters()),
+        created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        seconds=seconds,
+        tokens=outcome.tokens,
+        padding_share=1.0 - outcome.tokens / max(1, outcome.padded_tokens),
+        peak_memory=peak,
+        planned={"peak_memory": plan.peak_memory, "seconds": plan.seconds} if plan else None,
+        adapters=adapters,
+        settings=run.recipe.to_dict(),
+        versions=versions(),
+        next_commands=next_commands(folder),
+    )
+
+
+def next_commands(folder: RunFolder) -> list[str]:
+    """What to type next."""
+    return [
+        f"graftlm chat {folder.path}",
+        f"graftlm adapters list {folder.path}",
+        f"graftlm export {folder.adapters}/NAME --out merged",
+        "graftlm recipe --out your.yaml",
+        "graftlm train your.yaml",
+    ]
+
+
+def describe_method(method: Any) -> str:
+    """One line on what kind of adapter it is."""
+    if isinstance(method, LoRA):
+        targets = method.targets if isinstance(method.targets, str) else ", ".join(method.targets)
+        return f"LoRA rank {method.rank}, {targets}" + (f", init {method.init}" if method.init != "default" else "")
+    return str(method.method)
+
+
+def _joint_counts(run: PreparedRun, name: str) -> dict[str, Any]:
+    """The account of all of an adapter's data sets together."""
+    joint: dict[str, Any] = {"read": 0, "kept": 0, "truncated": {}, "dropped": {}}
+    for key in run.recipe.adapters[name].data:
+        counts = run.data[key].train.counts
+        joint["read"] += counts.read
+        joint["kept"] += counts.kept
+        for part, table in (("truncated", counts.truncated), ("dropped", counts.dropped)):
+            for reason, number in table.items():
+                joint[part][reason] = joint[part].get(reason, 0) + number
+    return joint
+
+
+def _summary(
+    run: PreparedRun,
+    outcome: Outcome,
+    plan: Plan | None,
+    seconds: float,
+    peak: int,
+    before: dict[str, list[RowScore]],
+    after: dict[str, list[RowScore]],
+) -> dict[str, Any]:
+    return {
+        "name": run.recipe.name,
+        "base": {"name": run.model.name, "fingerprint": run.model.fingerprint},
+        "actual": {"seconds": seconds, "peak_memory": peak, "tokens": outcome.tokens},
+        "planned": plan.to_dict() if plan else None,
+        "padding_share": 1.0 - outcome.tokens / max(1, outcome.padded_tokens),
+        "data": {key: split.train.counts.to_dict() for key, split in run.data.items()},
+        "adapters": {
+            name: _metrics(progress, before[name], after[name]) | {"detail": progress.detail}
+            for name, progress in outcome.progress.items()
+        },
+        "versions": versions(),
+    }
