@@ -115,8 +115,8 @@ def gradients(modules: Iterable[nn.Module]) -> dict[str, torch.Tensor]:
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The norm of the difference over the norm of what was expected."""
-    difference = (actual.double() - expected.double()).norm()
-    return float(difference / expected.double().norm().clamp_min(1e-30))
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
 def overridden(model: nn.Module) -> list[str]:

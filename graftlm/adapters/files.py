@@ -11,10 +11,10 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "graftlm.json"
 FORMAT = 1
+_OWN = (CONFIG, WEIGHTS, NOTES, "README.md")  # peft writes a README.md
 _PREFIX = "base_model.model."
 # What makes a peft LoRA more than a low-rank update of linear layers, and the starts that leave the base as it is.
 _UNREAD = (
@@ -54,9 +55,11 @@ def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
     An adapter with a subtracted start (PiSSA) is written as the plain LoRA of twice the rank that it equals.
 
     Raises:
-        UserError: no such adapter, or the disk is full; what was in the folder before stays.
+        UserError: no such adapter, the folder holds other things than an adapter, or the disk is full; what was in
+            the folder before stays.
     """
     adapter = model.adapter(name)
+    _check_replaceable(folder)
     config = _peft_config(adapter, model.places, model.source)
     tensors = {}
     for path, update in adapter.linear.items():
@@ -85,6 +88,18 @@ def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
     return folder
 
 
+def _check_replaceable(folder: Path) -> None:
+    """Saving replaces the folder, so nothing but an adapter may be in it."""
+    if not folder.is_dir():
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.name not in _OWN)
+    if others:
+        raise UserError(
+            f"{folder} holds other things, which saving an adapter there would remove: {', '.join(others[:5])}",
+            hint=f"Choose a folder of its own, such as {folder / 'adapter'}.",
+        )
+
+
 def load_adapter(model: AdaptedModel, folder: Path, name: str | None = None) -> str:
     """Read an adapter folder into ``model`` under ``name`` (or the folder's own name); gives the name.
 
@@ -106,6 +121,8 @@ def load_adapter(model: AdaptedModel, folder: Path, name: str | None = None) -> 
             hint="A start that changes the base is converted by peft itself: "
             "save_pretrained(…, path_initial_model_for_weight_conversion=…).",
         )
+    given = {key: value for key, value in config.items() if value is not None or key == "r"}
+    config = {**config, **_checked(_PeftLoRA, given, folder / CONFIG).model_dump()}
     tensors = _without_copies(model, folder, _read_weights(folder))
     adapter = _build(model, folder, config, notes, tensors)
     chosen = name or folder.resolve().name
@@ -130,7 +147,52 @@ def read_notes(folder: Path) -> dict[str, Any]:
             f"{folder / NOTES} has format {notes.get('format')!r}; this graftlm reads format {FORMAT}",
             hint="Update graftlm.",
         )
+    _checked(_Notes, notes, folder / NOTES)
     return notes
+
+
+class _PeftLoRA(BaseModel):
+    """What is read of peft's adapter_config.json."""
+
+    r: int = Field(ge=1)
+    lora_alpha: float = Field(8.0, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    use_rslora: bool = False
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+
+    @field_validator("alpha_pattern")
+    @classmethod
+    def _expressions(cls, patterns: dict[str, float]) -> dict[str, float]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
+        return patterns
+
+
+class _NotedBase(BaseModel):
+    name: str
+    fingerprint: str
+
+
+class _Notes(BaseModel):
+    """What a graftlm.json must have; the rest is free."""
+
+    method: dict[str, Any]
+    base: _NotedBase
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def _checked(schema: type[Checked], value: Mapping[str, Any], path: Path) -> Checked:
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}") from error
 
 
 def read_json(folder: Path, file: str) -> dict[str, Any]:
@@ -139,15 +201,11 @@ def read_json(folder: Path, file: str) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"there is no adapter folder {folder}", hint=_neighbours(folder))
     if not path.exists():
-        raise UserError(
-            f"{folder} is not an adapter folder: it has no {file}", hint=_neighbours(folder / "x")
-        )
+        raise UserError(f"{folder} is not an adapter folder: it has no {file}", hint=_neighbours(folder / "x"))
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is cut short or broken: {error}", hint="Copy the adapter folder again."
-        ) from error
+        raise UserError(f"{path} is cut short or broken: {error}", hint="Copy the adapter folder again.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a JSON object, not a {type(value).__name__}")
     return value
@@ -162,7 +220,8 @@ def _neighbours(folder: Path) -> str | None:
     parent = folder.parent
     if not parent.is_dir():
         return None
-    found = sorted(str(path.parent) for path in [*parent.glob(f"*/{CONFIG}"), *parent.glob(f"*/*/{CONFIG}")])
+    configs = [*parent.glob(f"[!.]*/{CONFIG}"), *parent.glob(f"[!.]*/[!.]*/{CONFIG}")]
+    found = sorted(str(path.parent) for path in configs)
     return f"Adapter folders nearby: {', '.join(found[:8])}" if found else None
 
 
@@ -181,12 +240,11 @@ def _check_base(model: AdaptedModel, folder: Path, notes: Mapping[str, Any]) -> 
     if theirs is None or theirs["fingerprint"] == model.fingerprint:
         return
     ours = _shape(model)
-    differing = [
-        f"{key} {theirs.get(key)} against {value}" for key, value in ours.items() if theirs.get(key) != value
-    ]
+    differing = [f"{key} {theirs.get(key)} against {value}" for key, value in ours.items() if theirs.get(key) != value]
     shapes = "; ".join(differing) if differing else "the shapes are equal, the weights are not"
     raise UserError(
-        f"the adapter {folder} was trained on another base: {theirs['name']}, fingerprint {theirs['fingerprint'][:16]}…, "
+        f"the adapter {folder} was trained on another base: {theirs['name']}, "
+        f"fingerprint {theirs['fingerprint'][:16]}…, "
         f"but this base is {model.name}, fingerprint {model.fingerprint[:16]}… ({shapes})",
         hint=f"Load it on its own base: --base {theirs['name']}",
     )
@@ -204,14 +262,10 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(
-            f"{path} is cut short or broken: {error}", hint="Copy the adapter folder again."
-        ) from error
+        raise UserError(f"{path} is cut short or broken: {error}", hint="Copy the adapter folder again.") from error
 
 
-def _without_copies(
-    model: AdaptedModel, folder: Path, tensors: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def _without_copies(model: AdaptedModel, folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors without the copies of the embedding and the head that peft puts beside a LoRA on the head.
 
     Raises:
@@ -257,9 +311,7 @@ def _build(
             B.contiguous().to(model.device, dtype),
             scale=scale,
             dropout=method.dropout,
-            start=None
-            if start is None
-            else (start[0].contiguous().to(dtype), start[1].contiguous().to(dtype)),
+            start=None if start is None else (start[0].contiguous().to(dtype), start[1].contiguous().to(dtype)),
         )
     ordered = {path: linear[path] for path in model.places.linears if path in linear}
     return Adapter(method, ordered)
@@ -292,8 +344,9 @@ def _place(places: Places, folder: Path, path: str, A: torch.Tensor, B: torch.Te
             hint=f"Its linear layers are {', '.join(list(places.linears)[:4])}, …: is it for another base?",
         )
     place = places.linears[path]
-    wanted, given = (place.in_features, place.out_features), (A.shape[1], B.shape[0])
-    if wanted != given or A.shape[0] != B.shape[1]:
+    wanted = (place.in_features, place.out_features)
+    fits = A.dim() == B.dim() == 2 and (A.shape[1], B.shape[0]) == wanted and A.shape[0] == B.shape[1]
+    if not fits:
         raise UserError(
             f"the adapter {folder} does not fit this base: at {path} the base is {wanted[1]} × {wanted[0]}, "
             f"but lora_B lora_A is {tuple(B.shape)} {tuple(A.shape)}",
@@ -320,12 +373,12 @@ def _method(
             raise UserError(f"{folder / NOTES}: method: {error.errors()[0]['msg']}") from error
         assert isinstance(method, LoRA)
         return method
-    rank = int(config["r"])
+    rank = config["r"]
     return LoRA(
         rank=rank,
-        alpha=float(config.get("lora_alpha", 8)),
-        dropout=float(config.get("lora_dropout") or 0.0),
-        rslora=bool(config.get("use_rslora", False)),
+        alpha=config["lora_alpha"],
+        dropout=config["lora_dropout"],
+        rslora=config["use_rslora"],
         targets=list(pairs),
         rank_pattern={path: A.shape[0] for path, (A, _) in pairs.items() if A.shape[0] != rank},
         alpha_pattern=_alphas(config, pairs),
@@ -333,18 +386,17 @@ def _method(
 
 
 def _alphas(config: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, float]:
-    patterns = config.get("alpha_pattern") or {}
-    found = {path: _peft_lookup(patterns, path) for path in paths}
-    return {path: float(alpha) for path, alpha in found.items() if alpha is not None}
+    found = {path: _peft_lookup(config["alpha_pattern"], path) for path in paths}
+    return {path: alpha for path, alpha in found.items() if alpha is not None}
 
 
 def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
-    alpha = _peft_lookup(config.get("alpha_pattern") or {}, path)
-    chosen = float(alpha if alpha is not None else config.get("lora_alpha", 8))
-    return chosen / rank**0.5 if config.get("use_rslora") else chosen / rank
+    alpha = _peft_lookup(config["alpha_pattern"], path)
+    chosen: float = config["lora_alpha"] if alpha is None else alpha
+    return chosen / rank**0.5 if config["use_rslora"] else chosen / rank
 
 
-def _peft_lookup(patterns: Mapping[str, Any], path: str) -> Any:
+def _peft_lookup(patterns: Mapping[str, float], path: str) -> float | None:
     """peft matches the keys of its patterns as regular expressions at the end of a path."""
     for key, value in patterns.items():
         if re.match(rf"(.*\.)?({key})$", path):

@@ -32,9 +32,7 @@ class LoRA(MethodConfig):
     alpha: Annotated[float, Field(gt=0)] | None = Field(
         None, description="The update is scaled by alpha / rank. Left out: twice the rank."
     )
-    dropout: float = Field(
-        0.0, ge=0.0, lt=1.0, description="Share of the inputs of A dropped while training."
-    )
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the inputs of A dropped while training.")
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead (rsLoRA).")
     targets: str | list[str] = Field(
         ALL_LINEAR,
@@ -50,7 +48,7 @@ class LoRA(MethodConfig):
     init: Literal["default", "gaussian", "pissa"] = Field(
         "default",
         description="default: A uniform as in peft, B zero; gaussian: A normal with deviation 1/rank, B zero; "
-        "pissa: the largest singular values of the weight, with their start subtracted, so that the base stays as it is.",
+        "pissa: the largest singular values of the weight, with their start subtracted: the base stays as it is.",
     )
 
     @model_validator(mode="after")
@@ -95,7 +93,8 @@ class LoRA(MethodConfig):
         limit = min(place.in_features, place.out_features)
         if rank > limit:
             raise UserError(
-                f"rank {rank} is larger than {place.path} allows: its matrix is {place.out_features} × {place.in_features}",
+                f"rank {rank} is larger than {place.path} allows: "
+                f"its matrix is {place.out_features} × {place.in_features}",
                 hint=f"Use a rank of at most {limit} there, or leave the layer out with exclude: [{place.path}].",
             )
         scale = self.scale(rank, alpha)
@@ -134,9 +133,7 @@ def select_linears(places: Places, targets: str | list[str], exclude: list[str])
         for path in _matching("exclude", entry, places.linears):
             chosen.pop(path, None)
     if not chosen:
-        raise UserError(
-            "targets: no linear layer is left to adapt", hint="Name some in targets, or exclude fewer."
-        )
+        raise UserError("targets: no linear layer is left to adapt", hint="Name some in targets, or exclude fewer.")
     return {path: place for path, place in places.linears.items() if path in chosen}
 
 
@@ -161,9 +158,7 @@ def _matching(key: str, entry: str, linears: Mapping[str, LinearPlace]) -> dict[
     )
 
 
-def _overrides(
-    key: str, patterns: Mapping[str, Value], targets: Mapping[str, LinearPlace]
-) -> dict[str, Value]:
+def _overrides(key: str, patterns: Mapping[str, Value], targets: Mapping[str, LinearPlace]) -> dict[str, Value]:
     chosen: dict[str, Value] = {}
     for entry, value in patterns.items():
         chosen |= dict.fromkeys(_matching(key, entry, targets), value)

@@ -43,11 +43,7 @@ def export_merged(
     Raises:
         UserError: an adapter does not exist, a weight is not dense, or the disk is full.
     """
-    merged = _fresh_copy(model)
-    with torch.no_grad():
-        for name in adapters:
-            for path, update in model.adapter(name).linear.items():
-                _add(merged, model, path, update.delta())
+    merged = _merged_copy(model, adapters)
     if dtype is not None:
         nn.Module.to(merged, dtype)
 
@@ -58,8 +54,16 @@ def export_merged(
             model.tokenizer.save_pretrained(fresh)
 
     write_folder(folder, fill)
-    del merged
     return _check(model, tuple(adapters), folder)
+
+
+@torch.no_grad()
+def _merged_copy(model: AdaptedModel, adapters: Sequence[str]) -> PreTrainedModel:
+    merged = _fresh_copy(model)
+    for name in adapters:
+        for path, update in model.adapter(name).linear.items():
+            _add(merged, model, path, update.delta())
+    return merged
 
 
 def _fresh_copy(model: AdaptedModel) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from graftlm.adapters.checkpointing import checkpoint_blocks, keep_activations
 from graftlm.adapters.grouped import Group, Product, adapted_linear, add_low_rank
 from graftlm.adapters.method import Adapter, LowRank, MethodConfig
-from graftlm.adapters.routing import Routing, RowAdapters, Stack, as_stack, current_routing, mix_seed, routed
+from graftlm.adapters.routing import Routing, RowAdapters, as_stack, current_routing, mix_seed, routed
 from graftlm.base.fingerprint import base_fingerprint
 from graftlm.base.head import backbone, language_head
 from graftlm.base.loading import LoadedBase, context_length, freeze, load_base
@@ -90,9 +90,7 @@ class AdaptedModel:
         """The most tokens that a sequence may have."""
         return context_length(self.base.config)
 
-    def add(
-        self, name: str, config: MethodConfig, *, seed: int = 0, dtype: torch.dtype | None = None
-    ) -> Adapter:
+    def add(self, name: str, config: MethodConfig, *, seed: int = 0, dtype: torch.dtype | None = None) -> Adapter:
         """Add a new adapter. Its parameters depend on (name, config, seed, base) alone.
 
         ``dtype`` is the precision that it is kept and trained in: float32 by default (float64 on a float64 base).

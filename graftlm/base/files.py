@@ -82,9 +82,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 hint="Earlier results are intact. Free some space and run the same command again.",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(
-                f"{path} may not be written: {error.strerror}", hint="Choose another folder."
-            ) from error
+            raise UserError(f"{path} may not be written: {error.strerror}", hint="Choose another folder.") from error
         raise UserError(f"{path} could not be written: {error}", hint="Choose another folder.") from error
     except Exception as error:  # safetensors wraps the system's error in one of its own
         if "No space left" in str(error) or "os error 28" in str(error):

@@ -53,7 +53,7 @@ def load_base(name: str, *, dtype: str = "auto", device: str = "auto") -> Loaded
     GPU (bfloat16 where it was stored as float32); ``device`` "auto" takes the GPU if there is one.
 
     Raises:
-        UserError: the folder does not hold a causal language model that transformers knows, or holds pickled weights only.
+        UserError: the folder holds no causal language model that transformers knows, or pickled weights only.
     """
     source = resolve_base(name)
     chosen_device = choose_device(device)
@@ -120,7 +120,8 @@ def resolve_base(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         error = unknown_name("base", name, list(EMBEDDED))
         raise UserError(
-            f"no base '{name}': there is no such folder, and it is not the name of an embedded base ({', '.join(EMBEDDED)})",
+            f"no base '{name}': there is no such folder, and no embedded base of that name "
+            f"(there is {', '.join(EMBEDDED)})",
             hint=error.hint or "Give a folder, or a Hub name such as Qwen/Qwen3-0.6B.",
         )
     return name
@@ -169,5 +170,5 @@ def _call(name: str, function: Any, *args: Any, **kwargs: Any) -> Any:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"base '{name}' could not be loaded: {first}",
-            hint="graftlm reads causal language models that transformers knows, with safetensors weights and no remote code.",
+            hint="graftlm reads causal language models that transformers knows: safetensors, no remote code.",
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import resource
 from pathlib import Path
@@ -18,9 +19,11 @@ def tune_allocator() -> bool:
     """Let glibc keep large blocks instead of handing each back to the kernel; True where that was possible.
 
     Training allocates and frees the same blocks of several megabytes at each layer. By default glibc maps each
-    anew, and the kernel zeroes its pages: on a CPU that can be half of a training step.
+    anew, and the kernel zeroes its pages: on a CPU that can be half of a training step. Settings of the user's own
+    (MALLOC_…, GLIBC_TUNABLES) are left alone.
     """
-    if platform.libc_ver()[0] != "glibc":
+    chosen_by_user = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if chosen_by_user or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _LARGE), (_M_TOP_PAD, 64 * 2**20))

@@ -92,9 +92,7 @@ def find_places(model: PreTrainedModel, *, blocks: str | None = None) -> Places:
     head = model.get_submodule(head_path)
     if is_linear(head):
         linears[head_path] = _linear_place(head_path, head, len(linears), None)
-    return Places(
-        tuple(block_modules), linears, tuple(_sublayers(model, linears, tuple(block_modules))), head_path
-    )
+    return Places(tuple(block_modules), linears, tuple(_sublayers(model, linears, tuple(block_modules))), head_path)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -110,9 +108,7 @@ _HOW_TO_NAME = (
 
 def _find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, GradientCheckpointingLayer)
+        path: module for path, module in model.named_modules() if isinstance(module, GradientCheckpointingLayer)
     }
     nested = {path for path in found if any(path.startswith(other + ".") for other in found)}
     found = {path: module for path, module in found.items() if path not in nested}
@@ -121,9 +117,7 @@ def _find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     lists = [
         (path, module)
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) > 1
-        and len({type(child) for child in module}) == 1
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(child) for child in module}) == 1
     ]
     lists = [(path, module) for path, module in lists if any(is_linear(m) for m in module.modules())]
     if not lists:
@@ -163,9 +157,7 @@ def _head_path(model: PreTrainedModel) -> str:
     for path, module in model.named_modules():
         if module is head:
             return str(path)
-    raise UserError(
-        f"{type(model).__name__} has no language head", hint="graftlm adapts causal language models."
-    )
+    raise UserError(f"{type(model).__name__} has no language head", hint="graftlm adapts causal language models.")
 
 
 def _linear_place(path: str, module: nn.Module, index: int, block: int | None) -> LinearPlace:
@@ -215,17 +207,13 @@ def _execution_order(model: PreTrainedModel, linears: dict[str, nn.Module]) -> l
     return [*order, *(path for path in linears if path not in order)]
 
 
-def _sublayers(
-    model: nn.Module, linears: dict[str, LinearPlace], blocks: tuple[str, ...]
-) -> Iterator[Sublayer]:
+def _sublayers(model: nn.Module, linears: dict[str, LinearPlace], blocks: tuple[str, ...]) -> Iterator[Sublayer]:
     """Linear layers under a module whose class is called …Attention… are attention; the others feed-forward."""
     kinds: dict[tuple[int, SublayerKind], list[str]] = {}
     for path, place in linears.items():
         if place.block is None:
             continue
-        kind: SublayerKind = (
-            "attention" if _under_attention(model, blocks[place.block], path) else "feed_forward"
-        )
+        kind: SublayerKind = "attention" if _under_attention(model, blocks[place.block], path) else "feed_forward"
         kinds.setdefault((place.block, kind), []).append(path)
     for (block, kind), paths in sorted(kinds.items()):
         yield Sublayer(kind, block, tuple(paths))

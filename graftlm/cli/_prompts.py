@@ -30,10 +30,10 @@ class Prompt:
     problem: str | None = None
 
     @property
-    def shown(self) -> str | list[dict[str, str]]:
-        """As written to the answers' file: the text of a lone message, else all messages."""
-        if len(self.messages) == 1:
-            return self.messages[0].content
+    def shown(self) -> str | list[dict[str, str]] | None:
+        """As written to the answers' file: the text of a lone message, all messages, or None without any."""
+        if len(self.messages) <= 1:
+            return self.messages[0].content if self.messages else None
         return [{"role": message.role, "content": message.content} for message in self.messages]
 
 
@@ -49,12 +49,13 @@ def read_prompts(
     """
     rows = list(islice(_rows(path), limit))
     form = _recognise([row for _, row in rows[:100]], path, pattern)
-    return [prompt for number, row in rows for prompt in _prompts(form, number, row, system)], form.name
+    name = "lines of text" if _is_text(Path(path).expanduser()) else form.name
+    return [prompt for number, row in rows for prompt in _prompts(form, number, row, system)], name
 
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     place = Path(path).expanduser()
-    if not (place.is_file() and place.suffix.lower() in TEXT_SUFFIXES):
+    if not _is_text(place):
         yield from read_rows(path)
         return
     try:
@@ -65,6 +66,10 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if not found:
         raise UserError(f"{path}: the file is empty", hint="Each line is a prompt.")
     yield from found
+
+
+def _is_text(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in TEXT_SUFFIXES
 
 
 def _recognise(rows: Sequence[dict[str, Any]], path: str, pattern: str | None) -> Format:

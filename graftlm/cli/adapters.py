@@ -93,9 +93,7 @@ def rename(folder: Folder, name: Annotated[str, typer.Argument(help="The new nam
 
 
 @app.command("remove")
-def remove(
-    folder: Folder, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
-) -> None:
+def remove(folder: Folder, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Delete an adapter's folder."""
     from graftlm.adapters.files import CONFIG, read_json
 

@@ -13,7 +13,7 @@ from graftlm.cli.train import run_recipe
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results; replaced if it holds a demo.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results; an earlier run is replaced.")] = Path(
         "runs/demo"
     ),
 ) -> None:

@@ -84,7 +84,9 @@ def generate(
     engine = Engine(opened.model, opened.tokenizer, max_batch_rows=batch_rows, max_batch_tokens=batch_tokens)
     failed = [record for record in records.values() if "error" in record]
     kept = len(records) - len(requests) - len(failed)
-    records = _in_order({**done, **records})
+    if failed and not requests and not kept:
+        raise UserError(f"{file}: none of its prompts can be answered; row {failed[0]['row']}: {failed[0]['error']}")
+    records = _in_order({**records, **{key: record for key, record in done.items() if key not in records}})
     try:
         _answer(engine, requests, records, out, [record for key, record in records.items() if key in done])
     except KeyboardInterrupt:

@@ -125,7 +125,8 @@ def _plain(console: Console, board: Leaderboard) -> Watcher:
                 f"exact answers {event.accuracy:.1%}{' (best)' if event.best else ''}"
             )
         elif isinstance(event, Ended):
-            console.print(f"{event.adapter} step {event.step}: {event.reason}{f' · {event.detail}' * bool(event.detail)}")
+            detail = f" · {event.detail}" if event.detail else ""
+            console.print(f"{event.adapter} step {event.step}: {event.reason}{detail}")
         elif isinstance(event, CheckpointSaved):
             console.print(f"checkpoint {event.path}")
 

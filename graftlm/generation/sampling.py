@@ -2,6 +2,8 @@
 
 A row is drawn with one uniform number by inverting its cumulative distribution, so its token depends on its logits,
 its settings and (seed, position) alone; ``torch.multinomial`` draws a number for every word it knows and is slow.
+Logits depend on the batch in their last bits (1e-7 in float32): a number that close to one of the vocabulary's
+boundaries then gives the token beside it, about once in a thousand draws from flat distributions.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def chunk_rows(vocabulary: int, element_size: int) -> int:
 def _chunks(total: int, rows: int) -> list[slice]:
     pieces = max(1, -(-total // rows))
     size = max(1, -(-total // pieces))
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+    return [slice(start, min(start + size, total)) for start in range(0, max(1, total), size)]
 
 
 def _part(routing: Routing | None, part: slice) -> Routing | None:

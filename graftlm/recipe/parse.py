@@ -40,6 +40,7 @@ SECTIONS = {
     "data": "{reviews: {path: reviews.csv}}",
     "adapters": "{lora-8: {method: lora, rank: 8}}",
 }
+TINY_LEARNING_RATE = 2e-3  # small models want large rates; 2e-4 is for bases of a billion parameters
 BATCH = ("batch_rows", "batch_tokens")  # the size of a step is given in one or the other
 
 
@@ -88,7 +89,8 @@ def recipe_for_data_files(paths: str | Path | Sequence[str | Path], *, method: s
     """One adapter, named after the first file, that learns from all ``paths`` (relative to the working folder).
 
     ``settings`` are keys of any part of a recipe, which find their place by their name (``base="tiny"``,
-    ``epochs=2``, ``rank=16``, ``held_out=50``, ``micro_batch_tokens=8192``); None means left out.
+    ``epochs=2``, ``rank=16``, ``held_out=50``, ``micro_batch_tokens=8192``); None means left out. On the embedded
+    base the learning rate is 2e-3 unless another is given.
 
     Raises:
         UserError: a path does not exist.
@@ -112,6 +114,8 @@ def recipe_for_data_files(paths: str | Path | Sequence[str | Path], *, method: s
             continue
         part = next((part for part, model in homes.items() if key in model.model_fields), "adapter")
         parts[part][key] = value
+    if parts["run"].get("base", "tiny") == "tiny":
+        parts["adapter"].setdefault("learning_rate", TINY_LEARNING_RATE)
     values = {
         "base": "tiny",
         "name": name,

@@ -141,7 +141,7 @@ def _examples(run: PreparedRun) -> dict[str, list[Example]]:
 
 def _spread(instances: Sequence[Instance]) -> list[Instance]:
     """Some question-and-answer instances, evenly over all."""
-    fit = [instance for instance in instances if len(instance.messages) > 1 and instance.messages[-1].role == "assistant"]
+    fit = [each for each in instances if len(each.messages) > 1 and each.messages[-1].role == "assistant"]
     return fit[:: max(1, len(fit) // EXAMPLES)][:EXAMPLES]
 
 

@@ -14,7 +14,7 @@ from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import mix_seed
 from graftlm.data.batches import EncodedRow
 from graftlm.data.instances import Instance
-from graftlm.data.prepare import PreparedData, load_instances, prepare, split_held_out
+from graftlm.data.prepare import PreparedData, prepare, split_held_out
 from graftlm.data.templates import ChatTemplate, resolve_chat_template
 from graftlm.errors import UserError
 from graftlm.recipe import AdapterRecipe, DataSet, Recipe

@@ -39,6 +39,8 @@ def save_checkpoint(
         (fresh / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     target = folder / f"{PREFIX}{number:08d}"
+    for abandoned in folder.glob(f".{PREFIX}*"):  # of a process that was killed while it wrote
+        shutil.rmtree(abandoned, ignore_errors=True)
     write_folder(target, fill)
     for old in _existing(folder)[:-keep]:
         shutil.rmtree(old)

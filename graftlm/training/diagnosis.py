@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from graftlm.adapters.method import Adapter
 from graftlm.adapters.model import AdaptedModel
 from graftlm.training.forward import RoutedRow, build_micro_batch, micro_batch_log_probs
 
@@ -15,9 +16,9 @@ def find_non_finite(
     model: AdaptedModel, rows: Sequence[RoutedRow], adapter: str, loss: float, norm: float
 ) -> str:
     """One sentence: the first row and module that give NaN or infinity, or that only the gradient does."""
-    for parameter_name, parameter in model.adapter(adapter).named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"the parameter {parameter_name} of the adapter itself is not finite"
+    parameter = non_finite_parameter(model.adapter(adapter))
+    if parameter is not None:
+        return f"the parameter {parameter} of the adapter itself is not finite"
     for number, row in enumerate(rows):
         found = _first_bad_module(model, rows, number)
         if found is not None:
@@ -25,6 +26,15 @@ def find_non_finite(
     return (
         f"loss {loss:.4g}, gradient norm {norm:.4g}; the forward pass is finite, so it came from the gradient"
     )
+
+
+def non_finite_parameter(adapter: Adapter) -> str | None:
+    """The first parameter of an adapter that has a NaN or an infinity, or None."""
+    named = dict(adapter.named_parameters())
+    # One number for each; with the largest-magnitude norm, as other norms of finite numbers may overflow.
+    largest = torch._foreach_norm(list(named.values()), float("inf"))
+    finite = torch.stack([value.detach() for value in largest]).isfinite().tolist()
+    return next((name for name, fine in zip(named, finite, strict=True) if not fine), None)
 
 
 def _first_bad_module(model: AdaptedModel, rows: Sequence[RoutedRow], number: int) -> str | None:

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from graftlm.adapters.model import AdaptedModel
+from graftlm.errors import UserError
 from graftlm.objectives.objective import RowScores
 from graftlm.training.checkpoints import latest_checkpoint, save_checkpoint
-from graftlm.training.diagnosis import find_non_finite
+from graftlm.training.diagnosis import find_non_finite, non_finite_parameter
 from graftlm.training.events import CheckpointSaved, Ended, Evaluated, RoundDone, Stepped, Watcher
 from graftlm.training.forward import (
     MicroBatch,
@@ -31,6 +32,8 @@ from graftlm.training.forward import (
 from graftlm.training.optimizers import clip_gradients, gradient_norm, learning_rate
 from graftlm.training.settings import RunSettings
 from graftlm.training.task import Progress, Task, exact_share, mean_loss
+
+SAVE_SECONDS = 600.0  # the most work that a kill costs, where the recipe says nothing
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def train(
         should_stop: asked after every round; True saves a checkpoint and returns.
 
     Raises:
-        UserError: the disk is full, or a checkpoint cannot be read.
+        UserError: the disk is full, or a checkpoint cannot be read or is of another run.
     """
     settings = settings or RunSettings()
     runs = {task.adapter: Progress(task, model.adapter(task.adapter)) for task in tasks}
@@ -75,8 +78,8 @@ def train(
     else:
         _evaluate(model, list(runs.values()), settings, watch)
     total = max(run.total for run in runs.values())
-    eval_every = settings.eval_every or max(1, math.ceil(total / 8))
-    save_every = settings.save_every or eval_every
+    save_every = settings.save_every or settings.eval_every or max(1, math.ceil(total / 8))
+    saved_at = time.monotonic()
     model.gradient_checkpointing = settings.gradient_checkpointing
 
     def save() -> None:
@@ -89,16 +92,18 @@ def train(
         started = time.perf_counter()
         tokens, padded = _round(model, active, settings, watch)
         counters.add(tokens, padded)
-        due = [run for run in active if run.step % eval_every == 0 or run.step == run.total]
-        _evaluate(model, [run for run in due if run.reason != "diverged"], settings, watch)
+        due = [run for run in active if run.active and run.evaluation_due(settings.eval_every)]
+        _evaluate(model, due, settings, watch)
         for run in active:
             _maybe_end(run, watch)
         watch(RoundDone(counters.rounds, total, tokens, padded, time.perf_counter() - started))
         if should_stop() and any(run.active for run in runs.values()):
             save()
             return Outcome(runs, counters.rounds, counters.tokens, counters.padded_tokens, interrupted=True)
-        if counters.rounds % save_every == 0 or not any(run.active for run in runs.values()):
+        overdue = settings.save_every is None and time.monotonic() - saved_at > SAVE_SECONDS
+        if counters.rounds % save_every == 0 or overdue or not any(run.active for run in runs.values()):
             save()
+            saved_at = time.monotonic()
     for run in runs.values():
         run.take_best()
     return Outcome(runs, counters.rounds, counters.tokens, counters.padded_tokens, interrupted=False)
@@ -172,21 +177,26 @@ def _adapter_losses(
 
 
 def _step(model: AdaptedModel, run: Progress, loss: float, rows: list[RoutedRow], watch: Watcher) -> None:
-    """Clip, step and clear one adapter's gradients; a loss or gradient that is not finite ends it as it was."""
+    """Clip, step and clear one adapter's gradients; where something is not finite, it ends with its last good state."""
     task = run.task
     norm = gradient_norm(run.parameters)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         run.optimizer.zero_grad()
-        run.reason = "diverged"
-        run.detail = find_non_finite(model, rows, task.adapter, loss, norm)
-        watch(Ended(task.adapter, run.step, run.reason, run.detail))
+        run.diverge(find_non_finite(model, rows, task.adapter, loss, norm))
+        watch(Ended(task.adapter, run.step, "diverged", run.detail))
         return
+    run.keep_good()
     rate = learning_rate(task.settings, run.step, run.total)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     clip_gradients(run.parameters, norm, task.settings.max_grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
+    broken = non_finite_parameter(run.adapter)
+    if broken is not None:  # said now: after the last step no loss would show it
+        run.diverge(f"the step made the parameter {broken} NaN or infinite; learning rate {rate:.4g}, loss {loss:.4g}")
+        watch(Ended(task.adapter, run.step, "diverged", run.detail))
+        return
     run.step += 1
     tokens, learnt = sum(len(row.row.ids) for row in rows), sum(row.row.n_supervised for row in rows)
     epoch = run.step / run.total * task.settings.epochs
@@ -239,11 +249,16 @@ def _snapshot(
 def _restore(
     runs: dict[str, Progress], counters: Counters, state: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> None:
+    try:
+        if state["adapters"].keys() != runs.keys():
+            raise ValueError(f"its adapters are {', '.join(state['adapters'])}, and this run's are {', '.join(runs)}")
+        for name, run in runs.items():
+            prefix = f"{name}/"
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            run.restore(state["adapters"][name], own)
+    except (KeyError, ValueError, RuntimeError) as error:  # the last two: load_state_dict's of names and shapes
+        raise UserError(
+            f"the checkpoint is of another run: {str(error).splitlines()[0]}",
+            hint="Resume with the adapters that the run was begun with, or start anew in another folder.",
+        ) from error
     vars(counters).update(state["counters"])
-    for name, run in runs.items():
-        own = {
-            key.removeprefix(f"{name}/"): value
-            for key, value in tensors.items()
-            if key.startswith(f"{name}/")
-        }
-        run.restore(state["adapters"][name], own)

@@ -82,9 +82,7 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
     try:
         reset_peak_memory(model.device)
         samples = [_run(model, *shapes[middle])]
-        expected = in_use + (samples[0].peak - in_use) * padded[largest] / padded[middle]
-        if expected > in_use + available_memory(model.device):
-            raise MemoryError  # better said now than found out from the system's killer
+        _refuse_too_large(in_use, samples[0], padded[largest], available_memory(model.device))
         samples += [_run(model, *shapes[largest]), _run(model, *shapes[largest])]
         optimizer_seconds = _optimizer_step(runs)
         evaluation_seconds = _evaluation(model, tasks, settings)
@@ -119,6 +117,19 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
         available_memory=in_use + free,
         largest_micro_batch_tokens=_largest(in_use, samples[-1], free, max(padded)),
         trained_parameters={task.adapter: model.adapter(task.adapter).trained_parameters for task in tasks},
+    )
+
+
+def _refuse_too_large(in_use: int, sample: _Sample, tokens: int, free: int) -> None:
+    """Stop where a micro-batch of ``tokens`` would not fit, going by a smaller one; the system would kill it."""
+    needed = (sample.peak - in_use) * tokens / sample.tokens
+    if needed <= free:
+        return
+    fits = _largest(in_use, sample, free, sample.tokens)
+    raise UserError(
+        f"a micro-batch of {tokens:,} tokens needs about {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free",
+        hint=f"Set training.micro_batch_tokens to at most {fits:,}, or training.gradient_checkpointing: true. "
+        "A single row longer than that runs alone: shorten rows with max_length.",
     )
 
 

@@ -69,6 +69,7 @@ class RunSettings(BaseModel):
         None, description="Held-out loss every so many steps. Left out: about eight times in a run."
     )
     save_every: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="A checkpoint every so many steps. Left out: as often as the evaluation."
+        None,
+        description="A checkpoint every so many steps. Left out: as often as the evaluation, and every ten minutes.",
     )
     keep_checkpoints: int = Field(2, ge=1, description="How many checkpoints are kept.")

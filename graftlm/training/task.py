@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -82,17 +83,26 @@ class Progress:
     best_loss: float | None = None
     best_step: int = 0
     best_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    good_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     evaluations_without_gain: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.parameters = [parameter for parameter in self.adapter.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(self.parameters, self.task.settings)
+        self.optimizer.zero_grad()  # what someone left there is no part of the first step
 
     @property
     def total(self) -> int:
         """Optimizer steps in all."""
         return len(self.task.steps)
+
+    def evaluation_due(self, eval_every: int | None) -> bool:
+        """Whether to score the held-out rows now. By default about eight times in this adapter's own steps.
+
+        The cadence must not depend on other adapters: it decides which parameters are the best, and when to stop.
+        """
+        return self.step == self.total or self.step % (eval_every or max(1, math.ceil(self.total / 8))) == 0
 
     @property
     def active(self) -> bool:
@@ -107,7 +117,8 @@ class Progress:
             named |= {
                 f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step") if key in moments
             }
-        return named | {f"best.{name}": value for name, value in self.best_tensors.items()}
+        named |= {f"best.{name}": value for name, value in self.best_tensors.items()}
+        return named | {f"good.{name}": value for name, value in self.good_tensors.items()}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
@@ -122,27 +133,45 @@ class Progress:
                     key: tensors[f"{key}.{name}"].to(parameter.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
-        best = {
-            name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")
-        }
-        self.best_tensors = {name: value.to(self.parameters[0].device) for name, value in best.items()}
+        self.best_tensors, self.good_tensors = (
+            {
+                name.removeprefix(kind): value.to(self.parameters[0].device)
+                for name, value in tensors.items()
+                if name.startswith(kind)
+            }
+            for kind in ("best.", "good.")
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that is not a tensor, as JSON."""
         keys = ("step", "reason", "detail", "best_loss", "best_step", "evaluations_without_gain", "history")
         return {key: getattr(self, key) for key in keys}
 
-    @torch.no_grad()
     def keep_best(self) -> None:
-        """Remember the parameters as they are now."""
-        self.best_tensors = {name: value.detach().clone() for name, value in self.adapter.named_parameters()}
+        """Remember the parameters as they are now, as the best by held-out loss."""
+        self.best_tensors = self._copies()
 
-    @torch.no_grad()
+    def keep_good(self) -> None:
+        """Remember them as the last from which loss and gradient were finite, unless there are best ones to keep."""
+        self.good_tensors = {} if self.best_tensors else self._copies()
+
     def take_best(self) -> None:
         """Put the best parameters back, if any were kept."""
+        self._take(self.best_tensors)
+
+    def diverge(self, detail: str) -> None:
+        """End here, with the best parameters or else the last good ones, if any were kept."""
+        self.reason, self.detail = "diverged", detail
+        self._take(self.best_tensors or self.good_tensors)
+
+    def _copies(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in self.adapter.named_parameters()}
+
+    @torch.no_grad()
+    def _take(self, tensors: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.adapter.named_parameters():
-            if name in self.best_tensors:
-                parameter.copy_(self.best_tensors[name])
+            if name in tensors:
+                parameter.copy_(tensors[name])
 
 
 def mean_loss(scores: list[RowScore]) -> float:

@@ -36,7 +36,9 @@ def seeded(rows: list[EncodedRow], step: int = 0) -> list[RoutedRow]:
     ]
 
 
-def mask(seed: int | None, probability: float = 0.5, *, length: int = 50, width: int = 40, place: int = 0) -> torch.Tensor:
+def mask(
+    seed: int | None, probability: float = 0.5, *, length: int = 50, width: int = 40, place: int = 0
+) -> torch.Tensor:
     seeds = [{"a": seed}] if seed is not None else None
     drawn = Routing.of_rows(["a"], length, seeds=seeds).keep_mask(
         "a", Span(0, length), width, place, probability, torch.empty(0)
@@ -159,7 +161,9 @@ def test_the_mean_over_many_draws_is_the_call_without(model: AdaptedModel) -> No
 def test_the_head_drops_too(make_model: Callable[..., AdaptedModel]) -> None:
     """An adapted language head is scored in chunks, at the learnt positions only: each row draws as it would alone."""
     model = make_model("llama", dtype=torch.float64)
-    add_random(model, {"a": LoRA(targets=["lm_head"], dropout=0.5), "b": LoRA(targets=["lm_head", "q_proj"], dropout=0.3)})
+    add_random(
+        model, {"a": LoRA(targets=["lm_head"], dropout=0.5), "b": LoRA(targets=["lm_head", "q_proj"], dropout=0.3)}
+    )
     rows = [RoutedRow(r.row, r.stack, r.seeds) for r in seeded(make_rows(LENGTHS)) if "c" not in r.stack]
     order = list(range(len(rows)))
     parts = [loss_and_gradients(model, rows, [number], offset=number) for number in order]

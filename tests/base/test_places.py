@@ -53,9 +53,8 @@ def test_places_of_a_family(family: str) -> None:
     assert set(places.linears) == in_blocks | {places.head}
     assert list(places.linears)[-1] == places.head == "lm_head"
     assert [place.index for place in places.linears.values()] == list(range(len(places.linears)))
-    assert [place.block for place in places.linears.values()] == sorted(
-        place.block for place in places.linears.values() if place.block is not None
-    ) + [None]
+    blocks = [place.block for place in places.linears.values()]
+    assert blocks == [*sorted(block for block in blocks if block is not None), None]
     for path, place in places.linears.items():
         assert place.module is base.get_submodule(path)
         assert place.path == path

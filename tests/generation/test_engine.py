@@ -64,6 +64,22 @@ def test_bare_base_equals_transformers_generate(family_model: Callable[[str], Ad
         assert list(completion.token_ids) == expected[0, ids.shape[1] :].tolist()
 
 
+def test_repetition_penalty_in_a_padded_batch_equals_transformers(llama: AdaptedModel) -> None:
+    requests = [replace(request, adapters=None) for request in mixed(repetition_penalty=1.7)]
+    for request, completion in zip(requests, Engine(llama).run(requests), strict=True):
+        ids = torch.tensor([request.prompt_ids])
+        expected = llama.base.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=request.sampling.max_new_tokens,
+            repetition_penalty=1.7,
+            eos_token_id=-1,
+            pad_token_id=0,
+        )
+        assert list(completion.token_ids) == expected[0, ids.shape[1] :].tolist()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probs_equal_a_scoring_pass(family_model: Callable[[str], AdaptedModel], family: str) -> None:
     model = family_model(family)
