@@ -248,6 +248,8 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: 
     model.eval()  # type: ignore[no-untyped-call]
     documents = encode(tokenizer, texts)
     rows = pack(documents).long()
+    if not len(rows):
+        raise UserError(f"the held-out texts have fewer than {LENGTH} tokens", hint="Check the files of --data.")
     batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     packed = torch.cat([_next_token_losses(model, batch) for batch in batches]).double()
     alone = torch.cat([_next_token_losses(model, torch.tensor([document])) for document in documents]).double()

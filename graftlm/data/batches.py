@@ -92,9 +92,12 @@ def epoch_steps(
     per_step = batch_rows or max(1, round((batch_tokens or 1) * len(lengths) / max(1, sum(lengths))))
     size = per_step * window
     steps: list[list[int]] = []
+    left: list[int] = []  # the short step at the end of a window goes into the next one
     for start in range(0, len(order), size):
-        grouped = sorted(order[start : start + size], key=lambda index: lengths[index])
-        steps += _cut(grouped, lengths, batch_rows, batch_tokens)
+        grouped = sorted([*left, *order[start : start + size]], key=lambda index: lengths[index])
+        cut = list(_cut(grouped, lengths, batch_rows, batch_tokens))
+        left = cut.pop() if batch_tokens is not None and start + size < len(order) else []
+        steps += cut
     shuffler.shuffle(steps)
     return steps
 

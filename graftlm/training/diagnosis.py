@@ -12,9 +12,7 @@ from graftlm.adapters.model import AdaptedModel
 from graftlm.training.forward import RoutedRow, build_micro_batch, micro_batch_log_probs
 
 
-def find_non_finite(
-    model: AdaptedModel, rows: Sequence[RoutedRow], adapter: str, loss: float, norm: float
-) -> str:
+def find_non_finite(model: AdaptedModel, rows: Sequence[RoutedRow], adapter: str, loss: float, norm: float) -> str:
     """One sentence: the first row and module that give NaN or infinity, or that only the gradient does."""
     parameter = non_finite_parameter(model.adapter(adapter))
     if parameter is not None:
@@ -23,9 +21,7 @@ def find_non_finite(
         found = _first_bad_module(model, rows, number)
         if found is not None:
             return f"loss {loss:.4g}, gradient norm {norm:.4g}; {row.row.source}, row {row.row.row}: first in {found}"
-    return (
-        f"loss {loss:.4g}, gradient norm {norm:.4g}; the forward pass is finite, so it came from the gradient"
-    )
+    return f"loss {loss:.4g}, gradient norm {norm:.4g}; the forward pass is finite, so it came from the gradient"
 
 
 def non_finite_parameter(adapter: Adapter) -> str | None:

@@ -31,7 +31,7 @@ from graftlm.training.forward import (
 )
 from graftlm.training.optimizers import clip_gradients, gradient_norm, learning_rate
 from graftlm.training.settings import RunSettings
-from graftlm.training.task import Progress, Task, exact_share, mean_loss
+from graftlm.training.task import Progress, Task, check_tasks, exact_share, frozen_beneath, mean_loss
 
 SAVE_SECONDS = 600.0  # the most work that a kill costs, where the recipe says nothing
 
@@ -68,8 +68,10 @@ def train(
         should_stop: asked after every round; True saves a checkpoint and returns.
 
     Raises:
-        UserError: the disk is full, or a checkpoint cannot be read or is of another run.
+        UserError: the tasks cannot be trained together, the disk is full, or a checkpoint cannot be read or is of
+            another run.
     """
+    check_tasks(tasks)
     settings = settings or RunSettings()
     runs = {task.adapter: Progress(task, model.adapter(task.adapter)) for task in tasks}
     counters = Counters()
@@ -90,7 +92,8 @@ def train(
 
     while active := [run for run in runs.values() if run.active]:
         started = time.perf_counter()
-        tokens, padded = _round(model, active, settings, watch)
+        with frozen_beneath(model, tasks):
+            tokens, padded = _round(model, active, settings, watch)
         counters.add(tokens, padded)
         due = [run for run in active if run.active and run.evaluation_due(settings.eval_every)]
         _evaluate(model, due, settings, watch)
@@ -124,9 +127,7 @@ class Counters:
         self.padded_tokens += padded_tokens
 
 
-def _round(
-    model: AdaptedModel, active: list[Progress], settings: RunSettings, watch: Watcher
-) -> tuple[int, int]:
+def _round(model: AdaptedModel, active: list[Progress], settings: RunSettings, watch: Watcher) -> tuple[int, int]:
     """One optimizer step of every active adapter; gives real and padded tokens."""
     owners: list[Progress] = []
     rows: list[RoutedRow] = []
@@ -199,7 +200,7 @@ def _step(model: AdaptedModel, run: Progress, loss: float, rows: list[RoutedRow]
         return
     run.step += 1
     tokens, learnt = sum(len(row.row.ids) for row in rows), sum(row.row.n_supervised for row in rows)
-    epoch = run.step / run.total * task.settings.epochs
+    epoch = task.epochs_after(run.step)
     watch(Stepped(task.adapter, run.step, run.total, epoch, loss, rate, norm, tokens, learnt))
 
 
@@ -231,16 +232,12 @@ def _maybe_end(run: Progress, watch: Watcher) -> None:
         run.reason = "finished"
     elif patience is not None and run.evaluations_without_gain >= patience:
         run.reason = "early stop"
-        run.detail = (
-            f"no better held-out loss in {patience} evaluations; the best was at step {run.best_step}"
-        )
+        run.detail = f"no better held-out loss in {patience} evaluations; the best was at step {run.best_step}"
     if run.reason:
         watch(Ended(run.task.adapter, run.step, run.reason, run.detail))
 
 
-def _snapshot(
-    runs: dict[str, Progress], counters: Counters
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _snapshot(runs: dict[str, Progress], counters: Counters) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     state = {"counters": vars(counters), "adapters": {name: run.state() for name, run in runs.items()}}
     tensors = {f"{name}/{key}": tensor for name, run in runs.items() for key, tensor in run.tensors().items()}
     return state, tensors

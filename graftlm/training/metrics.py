@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,12 +42,18 @@ class MetricsFile:
             values["round"] = event.number
             del values["number"]
         with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps({key: _or_null(value) for key, value in values.items()}) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every complete line of a metrics file."""
-    return [json.loads(line) for line in _lines(path)]
+    """Every complete line of a metrics file. A loss that was not finite is NaN."""
+    lines: list[dict[str, Any]] = [json.loads(line) for line in _lines(path)]
+    return [line | {"loss": math.nan} if line.get("loss", 0) is None else line for line in lines]
+
+
+def _or_null(value: Any) -> Any:
+    """JSON has no NaN and no infinity, and most of its readers refuse them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(path: Path) -> list[str]:

@@ -24,7 +24,7 @@ from graftlm.training.forward import (
     score_rows,
 )
 from graftlm.training.settings import RunSettings
-from graftlm.training.task import Progress, Task
+from graftlm.training.task import Progress, Task, check_tasks, frozen_beneath
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
 
     The adapters of ``tasks`` are in ``model`` already; they end as they began.
     """
+    check_tasks(tasks)
     rounds = _layout(tasks, settings)
     shapes = [(rows, order) for rows in rounds for order in plan_micro_batches(rows, settings.micro_batch_tokens)]
     padded = [len(order) * max(len(rows[index].row.ids) for index in order) for rows, order in shapes]
@@ -81,9 +82,10 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
     in_use = used_memory(model.device)
     try:
         reset_peak_memory(model.device)
-        samples = [_run(model, *shapes[middle])]
-        _refuse_too_large(in_use, samples[0], padded[largest], available_memory(model.device))
-        samples += [_run(model, *shapes[largest]), _run(model, *shapes[largest])]
+        with frozen_beneath(model, tasks):
+            samples = [_run(model, *shapes[middle])]
+            _refuse_too_large(in_use, samples[0], padded[largest], available_memory(model.device))
+            samples += [_run(model, *shapes[largest]), _run(model, *shapes[largest])]
         optimizer_seconds = _optimizer_step(runs)
         evaluation_seconds = _evaluation(model, tasks, settings)
         peak = peak_memory(model.device)
@@ -123,9 +125,9 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
 def _refuse_too_large(in_use: int, sample: _Sample, tokens: int, free: int) -> None:
     """Stop where a micro-batch of ``tokens`` would not fit, going by a smaller one; the system would kill it."""
     needed = (sample.peak - in_use) * tokens / sample.tokens
-    if needed <= free:
-        return
     fits = _largest(in_use, sample, free, sample.tokens)
+    if needed <= free or fits is None:
+        return
     raise UserError(
         f"a micro-batch of {tokens:,} tokens needs about {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free",
         hint=f"Set training.micro_batch_tokens to at most {fits:,}, or training.gradient_checkpointing: true. "

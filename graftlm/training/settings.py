@@ -34,15 +34,11 @@ class AdapterTraining(BaseModel):
         None, description="Tokens of an optimizer step: rows are taken until they reach it."
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the rows; may be a fraction.")
-    max_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Stop after so many optimizer steps."
-    )
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Stop after so many optimizer steps.")
     patience: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop early after so many evaluations in a row without a better held-out loss."
     )
-    group_by_length: bool = Field(
-        True, description="Make steps of rows of like length: less padding, faster."
-    )
+    group_by_length: bool = Field(True, description="Make steps of rows of like length: less padding, faster.")
     seed: int = Field(0, ge=0, description="Seed of the adapter's start, order of rows and dropout.")
 
     @model_validator(mode="after")
@@ -62,9 +58,7 @@ class RunSettings(BaseModel):
         ge=1,
         description="Tokens that run at once (padding included): sets memory, changes nothing else.",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations: less memory, about a third slower."
-    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, about a third slower.")
     eval_every: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Held-out loss every so many steps. Left out: about eight times in a run."
     )

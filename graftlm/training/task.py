@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import torch
 
 from graftlm.adapters.method import Adapter
+from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Stack, mix_seed
 from graftlm.data.batches import EncodedRow, epoch_steps
+from graftlm.errors import UserError
 from graftlm.objectives.objective import Objective
 from graftlm.objectives.sft import SFT
 from graftlm.training.forward import RoutedRow, RowScore
@@ -66,6 +70,10 @@ class Task:
             for index in self.steps[step]
         ]
 
+    def epochs_after(self, step: int) -> float:
+        """Passes over the rows that ``step`` steps make."""
+        return sum(len(rows) for rows in self.steps[:step]) / len(self.rows)
+
     def held_out_rows(self, stack: Stack | None = None) -> list[RoutedRow]:
         """The held-out rows under this task's routing, or under another."""
         return [RoutedRow(row, self.stack if stack is None else stack) for row in self.held_out]
@@ -114,9 +122,7 @@ class Progress:
         named = {f"parameter.{name}": value for name, value in self.adapter.state_dict().items()}
         for (name, _), parameter in zip(self.adapter.named_parameters(), self.parameters, strict=True):
             moments = self.optimizer.state.get(parameter, {})
-            named |= {
-                f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step") if key in moments
-            }
+            named |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step") if key in moments}
         named |= {f"best.{name}": value for name, value in self.best_tensors.items()}
         return named | {f"good.{name}": value for name, value in self.good_tensors.items()}
 
@@ -130,8 +136,7 @@ class Progress:
         for name, parameter in self.adapter.named_parameters():
             if f"step.{name}" in tensors:
                 self.optimizer.state[parameter] = {
-                    key: tensors[f"{key}.{name}"].to(parameter.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
                 }
         self.best_tensors, self.good_tensors = (
             {
@@ -172,6 +177,46 @@ class Progress:
         for name, parameter in self.adapter.named_parameters():
             if name in tensors:
                 parameter.copy_(tensors[name])
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """See that every task can be trained, and beside the others.
+
+    Raises:
+        UserError: there is no task, one has no rows, two train one adapter, or one is stacked on another's adapter.
+    """
+    if not tasks:
+        raise UserError("there is nothing to train: no task is given")
+    trained: set[str] = set()
+    for task in tasks:
+        if task.adapter in trained:
+            raise UserError(
+                f"the adapter '{task.adapter}' is given twice", hint="Give it one task with all of its rows."
+            )
+        if not task.rows:
+            raise UserError(f"the adapter '{task.adapter}' has no rows to learn from")
+        trained.add(task.adapter)
+    for task in tasks:
+        for name in task.under:
+            if name in trained:
+                raise UserError(
+                    f"'{task.adapter}' is stacked on '{name}', which is trained in the same run",
+                    hint=f"Train '{name}' first, and '{task.adapter}' in a run of its own.",
+                )
+
+
+@contextmanager
+def frozen_beneath(model: AdaptedModel, tasks: Sequence[Task]) -> Iterator[None]:
+    """Inside, adapters that tasks are stacked on get no gradients."""
+    parameters = [parameter for task in tasks for name in task.under for parameter in model.adapter(name).parameters()]
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def mean_loss(scores: list[RowScore]) -> float:

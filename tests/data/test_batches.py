@@ -139,3 +139,10 @@ def test_micro_batches_keep_the_limit_and_begin_with_the_longest(lengths: list[i
 def test_no_rows_no_micro_batches() -> None:
     assert micro_batches([], 100) == []
     assert epoch_steps([], seed=0, batch_rows=4) == []
+
+
+def test_only_one_step_of_an_epoch_may_fall_short_of_its_tokens() -> None:
+    lengths = [5 + (7 * number) % 40 for number in range(600)]
+    steps = epoch_steps(lengths, seed=3, batch_tokens=100, window=4)
+    assert sorted(index for step in steps for index in step) == list(range(600))
+    assert sum(sum(lengths[index] for index in step) < 100 for step in steps) <= 1

@@ -195,3 +195,23 @@ def test_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
         return token_log_probs(lambda x, _: 2 * torch.tanh(x @ weight.T / 2), h, targets, vocabulary=6)
 
     assert torch.autograd.gradcheck(run, (hidden,))
+
+
+def test_peaked_logits_make_no_subnormal_numbers_and_right_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = 3 * torch.randn(64, 8, generator=generator)
+    hidden = (12 * torch.randn(6, 8, generator=generator)).requires_grad_()
+    targets = torch.arange(6)
+    slopes: list[torch.Tensor] = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda out, inp, slope: slopes.append(slope.clone()) or grad(out, inp, slope)
+    )
+    log_probs = token_log_probs(lambda states, _routing: states @ weight.T, hidden, targets, vocabulary=64)
+    log_probs.sum().backward()
+    expected = hidden.detach().clone().requires_grad_()
+    torch.log_softmax(expected @ weight.T, -1).gather(1, targets[:, None]).sum().backward()
+    assert expected.grad is not None
+    torch.testing.assert_close(hidden.grad, expected.grad)
+    small = torch.cat(slopes).abs()
+    assert not ((small > 0) & (small < torch.finfo(torch.float32).tiny)).any()

@@ -16,17 +16,26 @@ from graftlm.data.batches import EncodedRow
 from graftlm.training.events import Ended, Evaluated, RoundDone, Stepped
 from graftlm.training.settings import AdapterTraining, RunSettings
 from graftlm.training.task import Task
+from tests.families import VOCABULARY
 from tests.training.work import after_round, difference, make_rows, model_with, run, same_bits, weights
 
 CONFIGS = {"a": LoRA(rank=2, dropout=0.2), "bad": LoRA(rank=3), "c": LoRA(rank=4)}
-A = Task("a", make_rows(12, seed=1), AdapterTraining(batch_rows=2, learning_rate=1e-2), make_rows(12, seed=1)[:2])
-C = Task("c", make_rows(9, seed=3), AdapterTraining(batch_rows=1, learning_rate=1e-2))
-POISON = 66
+POISON = VOCABULARY - 1
 POISONED_MODULE = "model.layers.1.mlp"
 
 
+def clean_rows(count: int, seed: int) -> tuple[EncodedRow, ...]:
+    """Rows without the poison token."""
+    rows = make_rows(count, seed=seed)
+    return tuple(replace(row, ids=[min(token, POISON - 1) for token in row.ids]) for row in rows)
+
+
+A = Task("a", clean_rows(12, 1), AdapterTraining(batch_rows=2, learning_rate=1e-2), clean_rows(12, 1)[:2])
+C = Task("c", clean_rows(9, 3), AdapterTraining(batch_rows=1, learning_rate=1e-2))
+
+
 def bad_task(held_out: bool = False, **settings: float) -> Task:
-    rows = tuple(replace(row, ids=[min(token, POISON - 1) for token in row.ids]) for row in make_rows(12, seed=2))
+    rows = clean_rows(12, 2)
     given = {"batch_rows": 2, "learning_rate": 1e-2, "warmup": 0, "schedule": "constant", **settings}
     return Task("bad", rows, AdapterTraining.model_validate(given), rows[:2] if held_out else ())
 
@@ -56,10 +65,10 @@ def poison(model: AdaptedModel) -> Iterator[None]:
         handle.remove()
 
 
-def assert_others_as_without(model: AdaptedModel) -> None:
+def assert_others_as_without(model: AdaptedModel, settings: RunSettings | None = None) -> None:
     """The other two adapters are what they are without the bad one in the run."""
     alone = model_with(CONFIGS)
-    run(alone, [A, C])
+    run(alone, [A, C], settings)
     for name in "ac":
         assert difference(weights(model, name), weights(alone, name)) <= 1e-7
 
@@ -89,15 +98,16 @@ def test_a_row_that_overflows(held_out: bool) -> None:
     task, row = poisoned(bad_task(held_out), 4)
     if held_out:
         task = replace(task, held_out=bad_task(held_out).held_out)
+    settings = RunSettings(eval_every=3)
     with poison(model):
-        outcome, recorder = run(model, [A, task, C], RunSettings(eval_every=3))
+        outcome, recorder = run(model, [A, task, C], settings)
     (ended,) = recorder.of(Ended, "bad")
     assert (ended.reason, ended.step) == ("diverged", 4)
     assert f"rows-2, row {row.row}: first in {POISONED_MODULE}" in ended.detail
     assert [event.step for event in recorder.of(Stepped, "bad")] == [1, 2, 3, 4]
     assert [event.step for event in recorder.of(Evaluated, "bad")] == ([0, 3] if held_out else [])
     assert len(recorder.of(RoundDone)) == 9
-    assert_others_as_without(model)
+    assert_others_as_without(model, settings)
     # Without held-out rows: as after the last step from which loss and gradient were finite.
     wanted = model_with(CONFIGS)
     run(wanted, [replace(bad_task(), settings=bad_task(max_steps=3).settings)])

@@ -42,7 +42,13 @@ TASKS = {
         "c",
         make_rows(9, seed=3, longest=8),
         AdapterTraining(
-            learning_rate=2e-3, batch_rows=1, schedule="constant", max_grad_norm=0, betas=(0.8, 0.9), epochs=9, max_steps=26
+            learning_rate=2e-3,
+            batch_rows=1,
+            schedule="constant",
+            max_grad_norm=0,
+            betas=(0.8, 0.9),
+            epochs=9,
+            max_steps=26,
         ),
         held_out=make_rows(9, seed=3, longest=8)[:2],
     ),
@@ -61,7 +67,9 @@ OTHER_WAYS = [
 ]
 
 
-def train_together(names: str, family: str, settings: RunSettings | None = None) -> dict[str, tuple[Weights, list[float]]]:
+def train_together(
+    names: str, family: str, settings: RunSettings | None = None
+) -> dict[str, tuple[Weights, list[float]]]:
     """Final weights, and every loss, norm and accuracy in order, of each adapter; trained side by side."""
     model = model_with({name: CONFIGS[name] for name in names}, family)
     _, recorder = run(model, [TASKS[name] for name in names], settings)

@@ -52,7 +52,9 @@ def test_loss_and_gradient_of_a_step(family: str, monkeypatch: pytest.MonkeyPatc
 
     def keep(parameters: Any, norm: float, limit: float) -> None:
         if parameters[0] is next(model.adapter("a").parameters()):
-            seen.append({name: p.grad.clone() for name, p in model.adapter("a").named_parameters() if p.grad is not None})
+            seen.append(
+                {name: p.grad.clone() for name, p in model.adapter("a").named_parameters() if p.grad is not None}
+            )
 
     monkeypatch.setattr(loop, "clip_gradients", keep)
     _, recorder = run(model, [task, Task("b", make_rows(5, seed=2))], MANY_MICRO_BATCHES)

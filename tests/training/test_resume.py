@@ -191,7 +191,8 @@ def test_no_folder_no_checkpoints() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "keep_bytes"), [("tensors.safetensors", 100), ("tensors.safetensors", 0), ("state.json", 20), ("state.json", None)]
+    ("file", "keep_bytes"),
+    [("tensors.safetensors", 100), ("tensors.safetensors", 0), ("state.json", 20), ("state.json", None)],
 )
 def test_a_broken_checkpoint_is_named(file: str, keep_bytes: int | None, tmp_path: Path) -> None:
     model = model_with({"a": LoRA(rank=2)})

@@ -35,9 +35,7 @@ def make_rows(count: int, *, seed: int = 0, shortest: int = 4, longest: int = 14
     return tuple(rows)
 
 
-def model_with(
-    configs: dict[str, LoRA], family: str = "llama", *, dtype: torch.dtype = torch.float64
-) -> AdaptedModel:
+def model_with(configs: dict[str, LoRA], family: str = "llama", *, dtype: torch.dtype = torch.float64) -> AdaptedModel:
     """A tiny base with adapters whose parameters are random, each from its own name alone."""
     model = AdaptedModel(make_base(family, dtype=dtype), name=f"random-{family}")
     for name, config in configs.items():
