@@ -11,15 +11,16 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from graftlm.adapters.lora import LoRA
 from graftlm.adapters.method import Adapter, LowRank, methods
+from graftlm.adapters.peft_config import PeftLoRA, checked, read_peft_config, write_peft_config
 from graftlm.base.files import write_folder
 from graftlm.base.places import LinearPlace, Places
 from graftlm.errors import UserError, unknown_name
@@ -31,22 +32,6 @@ CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "gr
 FORMAT = 1
 _OWN = (CONFIG, WEIGHTS, NOTES, "README.md")  # peft writes a README.md
 _PREFIX = "base_model.model."
-# What makes a peft LoRA more than a low-rank update of linear layers, and the starts that leave the base as it is.
-_UNREAD = (
-    "use_dora",
-    "modules_to_save",
-    "lora_bias",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-)
-_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
@@ -60,7 +45,7 @@ def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
     """
     adapter = model.adapter(name)
     _check_replaceable(folder)
-    config = _peft_config(adapter, model.places, model.source)
+    config = write_peft_config(adapter, model.places, model.source)
     tensors = {}
     for path, update in adapter.linear.items():
         A, B = update.factors()
@@ -109,22 +94,9 @@ def load_adapter(model: AdaptedModel, folder: Path, name: str | None = None) -> 
     config = read_json(folder, CONFIG)
     notes = read_notes(folder)
     _check_base(model, folder, notes)
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UserError(f"{folder / CONFIG}: peft_type is {kind!r}; graftlm reads LORA adapters so far")
-    unread = [key for key in _UNREAD if config.get(key)]
-    if config.get("init_lora_weights") not in _STARTS:
-        unread.append(f"init_lora_weights {config['init_lora_weights']!r}")
-    if unread:
-        raise UserError(
-            f"{folder / CONFIG}: {', '.join(unread)} is set, which graftlm cannot read yet",
-            hint="A start that changes the base is converted by peft itself: "
-            "save_pretrained(…, path_initial_model_for_weight_conversion=…).",
-        )
-    given = {key: value for key, value in config.items() if value is not None or key == "r"}
-    config = {**config, **_checked(_PeftLoRA, given, folder / CONFIG).model_dump()}
+    peft = read_peft_config(config, folder / CONFIG)
     tensors = _without_copies(model, folder, _read_weights(folder))
-    adapter = _build(model, folder, config, notes, tensors)
+    adapter = _build(model, folder, peft, notes, tensors)
     chosen = name or folder.resolve().name
     model.attach(chosen, adapter)
     model.notes[chosen] = {
@@ -147,28 +119,8 @@ def read_notes(folder: Path) -> dict[str, Any]:
             f"{folder / NOTES} has format {notes.get('format')!r}; this graftlm reads format {FORMAT}",
             hint="Update graftlm.",
         )
-    _checked(_Notes, notes, folder / NOTES)
+    checked(_Notes, notes, folder / NOTES)
     return notes
-
-
-class _PeftLoRA(BaseModel):
-    """What is read of peft's adapter_config.json."""
-
-    r: int = Field(ge=1)
-    lora_alpha: float = Field(8.0, gt=0)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    use_rslora: bool = False
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
-
-    @field_validator("alpha_pattern")
-    @classmethod
-    def _expressions(cls, patterns: dict[str, float]) -> dict[str, float]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
-        return patterns
 
 
 class _NotedBase(BaseModel):
@@ -181,18 +133,6 @@ class _Notes(BaseModel):
 
     method: dict[str, Any]
     base: _NotedBase
-
-
-Checked = TypeVar("Checked", bound=BaseModel)
-
-
-def _checked(schema: type[Checked], value: Mapping[str, Any], path: Path) -> Checked:
-    try:
-        return schema.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}") from error
 
 
 def read_json(folder: Path, file: str) -> dict[str, Any]:
@@ -290,17 +230,17 @@ def _without_copies(model: AdaptedModel, folder: Path, tensors: Mapping[str, tor
 def _build(
     model: AdaptedModel,
     folder: Path,
-    config: Mapping[str, Any],
+    peft: PeftLoRA,
     notes: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
 ) -> Adapter:
     pairs = _pairs(folder, tensors)
-    method = _method(folder, config, notes, pairs)
+    method = _method(folder, peft, notes, pairs)
     linear: dict[str, LowRank] = {}
     for path, (A, B) in pairs.items():
         place = _place(model.places, folder, path, A, B)
         start = None
-        scale = _scale(config, path, A.shape[0])
+        scale = peft.scale(path, A.shape[0])
         if method.init == "pissa":
             half = A.shape[0] // 2
             start = (A[half:].to(model.device), -B[:, half:].to(model.device))
@@ -357,7 +297,7 @@ def _place(places: Places, folder: Path, path: str, A: torch.Tensor, B: torch.Te
 
 def _method(
     folder: Path,
-    config: Mapping[str, Any],
+    peft: PeftLoRA,
     notes: Mapping[str, Any],
     pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
 ) -> LoRA:
@@ -373,68 +313,13 @@ def _method(
             raise UserError(f"{folder / NOTES}: method: {error.errors()[0]['msg']}") from error
         assert isinstance(method, LoRA)
         return method
-    rank = config["r"]
+    alphas = {path: peft.alpha(path) for path in pairs}
     return LoRA(
-        rank=rank,
-        alpha=config["lora_alpha"],
-        dropout=config["lora_dropout"],
-        rslora=config["use_rslora"],
+        rank=peft.r,
+        alpha=peft.lora_alpha,
+        dropout=peft.lora_dropout,
+        rslora=peft.use_rslora,
         targets=list(pairs),
-        rank_pattern={path: A.shape[0] for path, (A, _) in pairs.items() if A.shape[0] != rank},
-        alpha_pattern=_alphas(config, pairs),
+        rank_pattern={path: A.shape[0] for path, (A, _) in pairs.items() if A.shape[0] != peft.r},
+        alpha_pattern={path: alpha for path, alpha in alphas.items() if alpha is not None},
     )
-
-
-def _alphas(config: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, float]:
-    found = {path: _peft_lookup(config["alpha_pattern"], path) for path in paths}
-    return {path: alpha for path, alpha in found.items() if alpha is not None}
-
-
-def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
-    alpha = _peft_lookup(config["alpha_pattern"], path)
-    chosen: float = config["lora_alpha"] if alpha is None else alpha
-    return chosen / rank**0.5 if config["use_rslora"] else chosen / rank
-
-
-def _peft_lookup(patterns: Mapping[str, float], path: str) -> float | None:
-    """peft matches the keys of its patterns as regular expressions at the end of a path."""
-    for key, value in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", path):
-            return value
-    return None
-
-
-def _peft_config(adapter: Adapter, places: Places, source: str) -> dict[str, Any]:
-    """adapter_config.json. Ranks and alphas that differ are given by full path."""
-    method = adapter.config
-    assert isinstance(method, LoRA)
-    ranks = {path: update.factors()[0].shape[0] for path, update in adapter.linear.items()}
-    common = max(set(ranks.values()), key=list(ranks.values()).count)
-    alphas = {
-        path: update.scale * (ranks[path] ** 0.5 if method.rslora else ranks[path])
-        for path, update in adapter.linear.items()
-    }
-    usual = max(set(alphas.values()), key=list(alphas.values()).count)
-    transposed = [type(places.linears[path].module).__name__ == "Conv1D" for path in adapter.linear]
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": source,
-        "inference_mode": True,
-        "r": common,
-        "lora_alpha": usual,
-        "lora_dropout": method.dropout,
-        "use_rslora": method.rslora,
-        "bias": "none",
-        "fan_in_fan_out": all(transposed),
-        "target_modules": _target_modules(adapter, places),
-        "rank_pattern": {re.escape(path): rank for path, rank in ranks.items() if rank != common},
-        "alpha_pattern": {re.escape(path): alpha for path, alpha in alphas.items() if alpha != usual},
-    }
-
-
-def _target_modules(adapter: Adapter, places: Places) -> list[str]:
-    """Last names where these mean just the adapter's layers, else full paths."""
-    names = sorted({path.rpartition(".")[2] for path in adapter.linear})
-    meant = {path for path in places.linears if path.rpartition(".")[2] in names}
-    return names if meant == set(adapter.linear) else list(adapter.linear)

@@ -159,9 +159,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
 class _AddLowRank(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, y: torch.Tensor, x: torch.Tensor, product: Product, *factors: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, product: Product, *factors: torch.Tensor) -> torch.Tensor:
         inner = _forward(y, x, product, factors)
         ctx.mark_dirty(y)
         ctx.product, ctx.n_factors = product, len(factors)

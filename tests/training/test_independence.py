@@ -92,7 +92,7 @@ def train_alone(name: str, family: str) -> tuple[Weights, list[float]]:
 
 @pytest.fixture
 def double_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gemma 2's attention is computed in float32 whatever the model's precision: its sums then depend on the padding."""
+    """Gemma 2's softmax is in float32 whatever the model's precision: its sums then depend on the padding."""
     softmax = nn.functional.softmax
 
     def kept(x: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:

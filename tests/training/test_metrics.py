@@ -133,9 +133,8 @@ def test_a_missing_file_has_no_lines(tmp_path: Path) -> None:
 
 
 def test_unknown_tracker(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match="unknown tracker 'tensorbord'.*mlflow, tensorboard, wandb\nDid you mean 'tensorboard'"
-    ):
+    wanted = r"unknown tracker 'tensorbord'.*mlflow, tensorboard, wandb\nDid you mean 'tensorboard'"
+    with pytest.raises(UserError, match=wanted):
         open_trackers(["tensorbord"], tmp_path, "run")
 
 

@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def live(folder: Path, started: Any, kill: tuple[str, int] | None) -> None:
 
 
 @pytest.fixture(scope="module")
-def begin_life() -> Iterator[Callable[..., Any]]:
+def begin_life() -> Callable[..., Any]:
     """Starts processes quickly: forks of one that has imported torch and has not used it yet."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "peft", "graftlm", "graftlm.training.loop"])
@@ -134,7 +134,7 @@ def begin_life() -> Iterator[Callable[..., Any]]:
         assert started.wait(120)
         return process
 
-    yield begin
+    return begin
 
 
 @pytest.mark.parametrize("point", KILL_POINTS)
