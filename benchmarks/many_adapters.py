@@ -5,8 +5,9 @@
 The work: a randomly initialised Llama and, for each adapter, rows of its own from alpaca_en.json (the first 32
 for the first adapter, the next 32 for the second, and so on), one epoch in batches of 8 rows, LoRA of rank 16 on
 all linear layers, AdamW, float32. Each run is in a process of its own, and only training is timed (first step to
-last). The one run may hold as many tokens at once as the largest step of any of the eight: micro_batch_tokens is
-a setting of memory and changes nothing else. The runs take turns, and the median over the repeats counts.
+last). The one run may hold as many tokens at once as any of the eight does by itself (its largest micro-batch):
+micro_batch_tokens is a setting of memory and changes nothing else. The runs take turns, and the median over the
+repeats counts.
 
 Bars: the one run takes no longer than the sum of the eight, and at most 1.25 times the memory of one of them (of
 the largest). The weights are those of the runs on their own: in float32 the largest difference is printed; in
@@ -71,9 +72,18 @@ def make_tasks(work: Work) -> list[Task]:
     ]
 
 
-def largest_step(tasks: Sequence[Task]) -> int:
-    """Tokens, padding included, of the largest step of any task, as one micro-batch."""
-    return max(len(step) * max(len(task.rows[index].ids) for index in step) for task in tasks for step in task.steps)
+def largest_micro_batch(tasks: Sequence[Task]) -> int:
+    """Tokens, padding included, of the largest micro-batch of any of the runs on their own, as they come."""
+    from graftlm.training.forward import plan_micro_batches
+    from graftlm.training.settings import RunSettings
+
+    sizes = []
+    for task in tasks:
+        for number in range(len(task.steps)):
+            lengths = [len(row.row.ids) for row in task.step_rows(number)]
+            batches = plan_micro_batches(task.step_rows(number), RunSettings().micro_batch_tokens)
+            sizes += [len(batch) * max(lengths[index] for index in batch) for batch in batches]
+    return max(sizes)
 
 
 def train(model: AdaptedModel, tasks: Sequence[Task], micro_batch_tokens: int) -> tuple[Meter, dict[str, torch.Tensor]]:
@@ -109,7 +119,7 @@ def measured(work: Work, numbers: Sequence[int], weights_file: str) -> dict[str,
     from sft_vs_trl import build_model
 
     tasks = make_tasks(work)
-    room = largest_step(tasks)
+    room = largest_micro_batch(tasks)
     model = graftlm.AdaptedModel(build_model(work.seed))
     meter, weights = train(model, [tasks[number] for number in numbers], room)
     result = meter.result()
@@ -129,7 +139,7 @@ def exactness(work: Work) -> dict[str, Any]:
         return graftlm.AdaptedModel(LlamaForCausalLM(LlamaConfig(**SMALL)).double())
 
     tasks = make_tasks(work)
-    room = largest_step(tasks)
+    room = largest_micro_batch(tasks)
     _, together = train(base(), tasks, room)
     alone: dict[str, torch.Tensor] = {}
     for task in tasks:

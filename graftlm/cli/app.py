@@ -46,6 +46,9 @@ def _options(
 def main() -> None:
     """Run the command line. A user's mistake prints one message and exits with 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Their notes on retries and the like are for programmers; what went wrong comes as an error of ours.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except UserError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 
 from rich.console import Console
@@ -9,7 +11,9 @@ from rich.markup import escape
 
 from graftlm.errors import UserError
 
-console = Console(highlight=False)
+# Into a pipe or a file every line goes whole: rich would break it at the 80 columns of no terminal.
+_PIPED = None if "COLUMNS" in os.environ or (sys.stdout and sys.stdout.isatty()) else 10_000
+console = Console(highlight=False, width=_PIPED)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -28,8 +32,10 @@ def print_warnings(caught: list[warnings.WarningMessage]) -> None:
 
 
 def as_size(count: float) -> str:
-    """Bytes for people: 812 MB, 3.4 GB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    """Bytes for people: 740 kB, 812 MB, 3.42 GB."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def as_duration(seconds: float) -> str:

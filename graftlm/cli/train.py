@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -46,6 +47,9 @@ def train(
     max_rows: Annotated[int | None, typer.Option(help="With --data: read so many rows of each file at most.")] = None,
     max_dropped: Annotated[float | None, typer.Option(help="With --data: share of rows that may be dropped.")] = None,
     seed: Annotated[int | None, typer.Option(help="With --data: seed.")] = None,
+    variable: Annotated[
+        list[str] | None, typer.Option("--set", help="With --data: value of a {{name}} in the rows: --set name=Ada.")
+    ] = None,
 ) -> None:
     """Train adapters: every adapter of a recipe in one pass, or one on data files with nothing else said."""
     settings: dict[str, Any] = {
@@ -63,6 +67,7 @@ def train(
         "max_rows": max_rows,
         "max_dropped": max_dropped,
         "seed": seed,
+        "variables": parse_variables(variable or []) or None,
     }
     run_recipe(read_recipe(recipe, data, settings), out, resume=resume, overwrite=overwrite, with_plan=not no_plan)
 
@@ -76,8 +81,9 @@ def read_recipe(recipe: Path | None, data: list[str] | None, settings: dict[str,
         raise UserError("give a recipe or --data, not both", hint="Data sets go into the recipe's `data:`.")
     if recipe is not None:
         if given:
+            option = next(iter(given)).replace("_", "-").replace("variables", "set")
             raise UserError(
-                f"--{next(iter(given)).replace('_', '-')} goes with --data; with a recipe, set it there",
+                f"--{option} goes with --data; with a recipe, set it there",
                 hint="graftlm recipe prints every key with its meaning.",
             )
         if recipe.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".txt"):
@@ -95,31 +101,59 @@ def run_recipe(
     recipe: Recipe, out: Path | None, *, resume: bool = False, overwrite: bool = False, with_plan: bool = True
 ) -> RunFolder:
     """Set up, plan, train and report, with live progress; gives the run's folder."""
-    from graftlm.runs import choose_folder, execute, locked, set_up
+    from graftlm.runs import choose_folder, locked
 
     folder = choose_folder(out, recipe.name, resume=resume, overwrite=overwrite)
     with locked(folder):
-        if resume and folder.finished:
-            console.print(f"{folder.path} is finished already: {folder.report}")
-            return folder
         _check_same_recipe(recipe, folder, resume)
-        with warnings.catch_warnings(record=True) as caught, console.status("loading base and data …"):
-            warnings.simplefilter("always", UserWarning)
-            run = set_up(recipe, say)
-        print_warnings(caught)
-        planned = make_plan(run) if with_plan else None
-        from graftlm.cli.progress import training_display
-
-        with asked_to_stop() as stop, training_display(console, list(recipe.adapters)) as watch:
-            result = execute(
-                run, folder, plan=planned, resume=resume, watch=watch, should_stop=stop, say=lambda line: None
-            )
+        if resume and folder.finished:
+            console.print(f"{folder.path} is finished already: {folder.report}", markup=False)
+            return folder
+        try:
+            result = _train(recipe, folder, resume=resume, with_plan=with_plan)
+        except KeyboardInterrupt:
+            console.print("\nstopped at once")
+            if folder.begun:
+                _print_resume(folder, "to go on from the last checkpoint:")
+            raise typer.Exit(130) from None
     if result.report is None:
-        console.print(f"\nstopped after round {result.outcome.rounds}; everything is saved in {folder.path}")
-        console.print("to go on: the same command with", f"[bold]--resume --out {folder.path}[/]")
+        console.print(
+            f"\nstopped after round {result.outcome.rounds}; everything is saved in {folder.path}", markup=False
+        )
+        _print_resume(folder, "to go on:")
         raise typer.Exit(130)
     _print_end(result.report, folder)
     return folder
+
+
+def _train(recipe: Recipe, folder: RunFolder, *, resume: bool, with_plan: bool) -> RunResult:
+    from graftlm.runs import execute, set_up
+
+    with _with_warnings(), console.status("loading base and data …"):
+        run = set_up(recipe, say)
+    planned = make_plan(run) if with_plan else None
+    from graftlm.cli.progress import training_display
+    from graftlm.training.metrics import read_metrics
+
+    earlier = read_metrics(folder.metrics) if resume else []
+    with asked_to_stop() as stop, training_display(console, list(recipe.adapters), earlier) as watch:
+        return execute(run, folder, plan=planned, resume=resume, watch=watch, should_stop=stop)
+
+
+@contextmanager
+def _with_warnings() -> Iterator[None]:
+    """Inside, graftlm's warnings are collected; they are printed at the end, as notes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    print_warnings(caught)
+
+
+def _print_resume(folder: RunFolder, before: str) -> None:
+    """A command that goes on with a run wherever its recipe came from, ready to be copied."""
+    path = shlex.quote(str(folder.path))
+    console.print(before, markup=False)
+    console.print(f"  graftlm train {shlex.quote(str(folder.recipe))} --resume --out {path}", markup=False, style="bold")
 
 
 def say(line: str) -> None:

@@ -60,7 +60,7 @@ class RunSettings(BaseModel):
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, about a third slower.")
     eval_every: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Held-out loss every so many steps. Left out: about eight times in a run."
+        None, description="Held-out loss every so many steps. Left out: about eight times in an adapter's training."
     )
     save_every: Annotated[int, Field(ge=1)] | None = Field(
         None,
