@@ -31,6 +31,18 @@ def print_warnings(caught: list[warnings.WarningMessage]) -> None:
             errors.print(f"[yellow]note:[/] {escape(str(warning.message))}")
 
 
+def parse_variables(pairs: list[str]) -> dict[str, str]:
+    """What ``--set name=value`` gives.
+
+    Raises:
+        UserError: there is no "=".
+    """
+    for pair in pairs:
+        if "=" not in pair:
+            raise UserError(f"--set {pair}: expected name=value", hint="For example: --set name=Ada")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
 def as_size(count: float) -> str:
     """Bytes for people: 740 kB, 812 MB, 3.42 GB."""
     if count >= 1e9:

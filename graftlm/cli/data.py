@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from graftlm.cli.console import console, parse_variables, print_warnings
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -52,12 +54,9 @@ def preview(
     """Show rows as the model will see them, token by token, and count what is kept, cut and dropped."""
     import warnings
 
-    from rich.console import Console
-
     from graftlm.data.prepare import load_instances, prepare
     from graftlm.data.templates import resolve_chat_template
 
-    console = Console(highlight=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         loaded = load_instances(
@@ -65,7 +64,7 @@ def preview(
             prompt=prompt,
             answer=answer,
             system=system,
-            variables=_variables(variable or []),
+            variables=parse_variables(variable or []),
             split=split,
         )
     from graftlm.base.loading import load_tokenizer  # takes seconds, and a bad file is known without it
@@ -75,27 +74,17 @@ def preview(
     roles = train_on.split(",") if "," in train_on else train_on
     # A preview is there to show what is dropped, so it does not stop at a share of dropped rows.
     data = prepare(loaded, template, tokenizer, max_length=max_length, train_on=roles, max_dropped=1.0)
-    console.print(f"[bold]{file}[/]: {data.summary}", soft_wrap=True)
+    console.print(f"{file}: {data.summary}", markup=False, soft_wrap=True)
     if loaded.ignored:
         console.print(
             f"columns not used: {', '.join(loaded.ignored)}", style="dim", markup=False, soft_wrap=True
         )
-    for warning in caught:
-        console.print(f"warning: {warning.message}", style="yellow", markup=False, soft_wrap=True)
+    print_warnings(caught)
     console.print(
         f"template: {template.name}, sha256 {template.hash[:12]}; tokenizer of {base}\n", markup=False
     )
     _print_rows(console, data, tokenizer, rows, tokens)
     _print_totals(console, data)
-
-
-def _variables(pairs: list[str]) -> dict[str, str]:
-    from graftlm.errors import UserError
-
-    for pair in pairs:
-        if "=" not in pair:
-            raise UserError(f"--set {pair}: expected name=value", hint="For example: --set name=Ada")
-    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _print_rows(console: Console, data: PreparedData, tokenizer: object, rows: int, most: int) -> None:

@@ -29,6 +29,12 @@ def export(
     if dtype not in ("auto", *DTYPES):
         raise unknown_name("dtype", dtype, ["auto", *DTYPES])
     opened = open_adapters(adapters, base)
+    if len(opened.adapters) > len(adapters):
+        names = ", ".join(speaker.label for speaker in opened.adapters)
+        raise UserError(
+            f"{adapters[0]} holds several adapters: {names}; they were not trained to be merged together",
+            hint=f"Name one: graftlm export {adapters[0]}/adapters/{opened.adapters[0].label} --out {out}",
+        )
     model = opened.model
     with console.status("merging and checking …"):
         check = export_merged(model, list(model.adapters), out, dtype=DTYPES.get(dtype))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import warnings
 
 import typer
 
-from graftlm.cli.console import console, print_warnings
-from graftlm.cli.train import DataFiles, RecipeFile, print_plan, read_recipe, say
+from graftlm.cli.train import DataFiles, RecipeFile, print_plan, read_recipe, say, with_warnings
 
 
 def plan(
@@ -21,14 +19,10 @@ def plan(
     from graftlm.training.plan import plan as make_plan
 
     chosen = read_recipe(recipe, data, {})
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with with_warnings():
         run = set_up(chosen, (lambda _line: None) if as_json else say)
-    print_warnings(caught)
     planned = make_plan(run.model, run.tasks, chosen.training)
     if as_json:
         typer.echo(json.dumps(planned.to_dict(), indent=2))
         return
     print_plan(planned)
-    for name, steps in planned.steps.items():
-        console.print(f"  {name}: {steps} steps, {planned.trained_parameters[name]:,} parameters", markup=False)

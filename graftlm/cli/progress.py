@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -50,10 +52,17 @@ class Leaderboard:
         if isinstance(event, Stepped | Evaluated | Ended):
             self.lines[event.adapter].see(event)
 
+    def recall(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """See the events of a metrics file: those from before the run was stopped."""
+        kinds: dict[str, type[Stepped | Evaluated | Ended]] = {"step": Stepped, "evaluation": Evaluated, "end": Ended}
+        for line in lines:
+            if kind := kinds.get(line["kind"]):
+                self.see(kind(**{key: line[key] for key in kind.__dataclass_fields__}))
+
     def table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column, justify in (("adapter", "left"), ("step", "right"), ("training loss", "right")):
-            table.add_column(column, justify="left" if justify == "left" else "right")
+            table.add_column(column, justify="left" if justify == "left" else "right", overflow="fold")
         for column in ("held-out loss", "exact answers", "best at"):
             table.add_column(column, justify="right")
         table.add_column("state", overflow="fold")
@@ -67,16 +76,15 @@ class Leaderboard:
                 f"{first.loss:.3f} → {best.loss:.3f}" if best and first else "",
                 f"{first.accuracy:.1%} → {best.accuracy:.1%}" if best and first else "",
                 str(best.step) if best else "",
-                line.state,
+                escape(line.state),
                 style=style,
             )
         return table
 
 
 @contextmanager
-def training_display(console: Console, names: Sequence[str], *, done: int = 0) -> Iterator[Watcher]:
+def training_display(console: Console, board: Leaderboard) -> Iterator[Watcher]:
     """A watcher that shows the run: live in a terminal, a line now and then elsewhere."""
-    board = Leaderboard(names)
     if not console.is_terminal:
         yield _plain(console, board)
         console.print(board.table())
@@ -102,7 +110,6 @@ def training_display(console: Console, names: Sequence[str], *, done: int = 0) -
                 bar.update(task, completed=event.number, total=event.total, rate=pace.rate, left=left)
             live.update(Group(bar, board.table()))
 
-        bar.update(task, completed=done)
         yield watch
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftlm.cli.console import as_duration, as_size, console, print_warnings
+from graftlm.cli.console import as_duration, as_size, console, parse_variables, print_warnings
 from graftlm.errors import UserError
 
 if TYPE_CHECKING:
     from graftlm.recipe import Recipe
-    from graftlm.runs import PreparedRun, RunFolder
+    from graftlm.runs import PreparedRun, RunFolder, RunResult
     from graftlm.training.plan import Plan
 
 RecipeFile = Annotated[Path | None, typer.Argument(help="A recipe (YAML); `graftlm recipe` prints one to start from.")]
@@ -129,19 +129,20 @@ def run_recipe(
 def _train(recipe: Recipe, folder: RunFolder, *, resume: bool, with_plan: bool) -> RunResult:
     from graftlm.runs import execute, set_up
 
-    with _with_warnings(), console.status("loading base and data …"):
+    with with_warnings(), console.status("loading base and data …"):
         run = set_up(recipe, say)
     planned = make_plan(run) if with_plan else None
-    from graftlm.cli.progress import training_display
-    from graftlm.training.metrics import read_metrics
+    from graftlm.cli.progress import Leaderboard, training_display
 
-    earlier = read_metrics(folder.metrics) if resume else []
-    with asked_to_stop() as stop, training_display(console, list(recipe.adapters), earlier) as watch:
-        return execute(run, folder, plan=planned, resume=resume, watch=watch, should_stop=stop)
+    board = Leaderboard(list(recipe.adapters))
+    with asked_to_stop() as stop, training_display(console, board) as watch:
+        return execute(
+            run, folder, plan=planned, resume=resume, watch=watch, recall=board.recall, should_stop=stop, say=say
+        )
 
 
 @contextmanager
-def _with_warnings() -> Iterator[None]:
+def with_warnings() -> Iterator[None]:
     """Inside, graftlm's warnings are collected; they are printed at the end, as notes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -150,10 +151,13 @@ def _with_warnings() -> Iterator[None]:
 
 
 def _print_resume(folder: RunFolder, before: str) -> None:
-    """A command that goes on with a run wherever its recipe came from, ready to be copied."""
-    path = shlex.quote(str(folder.path))
+    """A command that goes on with a run, wherever its recipe came from, on a line of its own to be copied."""
     console.print(before, markup=False)
-    console.print(f"  graftlm train {shlex.quote(str(folder.recipe))} --resume --out {path}", markup=False, style="bold")
+    console.print(f"  {_resume_command(folder)}", markup=False, soft_wrap=True, style="bold")
+
+
+def _resume_command(folder: RunFolder) -> str:
+    return shlex.join(["graftlm", "train", str(folder.recipe), "--resume", "--out", str(folder.path)])
 
 
 def say(line: str) -> None:
@@ -197,7 +201,7 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        console.print("\nstopping after this round, and saving … (Ctrl-C again to stop at once)")
+        console.print("\nstopping at the next safe point … (Ctrl-C again to stop at once)")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -211,8 +215,7 @@ def _check_same_recipe(recipe: Recipe, folder: RunFolder, resume: bool) -> None:
     if resume and folder.recipe.read_text(encoding="utf-8") != recipe.to_yaml():
         raise UserError(
             f"the recipe is not the one that the run in {folder.path} was begun with ({folder.recipe})",
-            hint=f"Go on with that one: graftlm train {folder.recipe} --resume --out {folder.path}. "
-            "Or start anew: --overwrite.",
+            hint=f"Go on with that one: {_resume_command(folder)}   Or start anew: --overwrite instead of --resume.",
         )
 
 
@@ -227,7 +230,7 @@ def _print_end(report: object, folder: RunFolder) -> None:
         console.print(sentence, markup=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in SUMMARY_COLUMNS:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for line in summary_lines(report):
         table.add_row(*line)
     console.print(table)
@@ -236,6 +239,7 @@ def _print_end(report: object, folder: RunFolder) -> None:
             f"planned {as_duration(report.planned['seconds'])} and {as_size(report.planned['peak_memory'])}; "
             f"took {as_duration(report.seconds)} and {as_size(report.peak_memory)}"
         )
-    console.print(f"\nadapters  {folder.adapters}\nreport    [bold]{folder.report}[/]\n\nnext:")
+    console.print(f"\nadapters  {folder.adapters}", markup=False, soft_wrap=True)
+    console.print(f"report    {folder.report}\n\nnext:", markup=False, soft_wrap=True)
     for command in report.next_commands:
-        console.print(f"  {command}", markup=False)
+        console.print(f"  {command}", markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,10 +45,13 @@ def execute(
     plan: Plan | None = None,
     resume: bool = False,
     watch: Watcher = lambda _event: None,
+    recall: Callable[[list[dict[str, Any]]], None] = lambda _lines: None,
     should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda _line: None,
 ) -> RunResult:
     """Train the run's adapters into ``folder`` (already locked) and write adapters, run.json and the report.
+
+    ``recall`` gets the lines of metrics.jsonl from before a run was stopped, and ``watch`` every event from there on.
 
     Raises:
         UserError: the disk is full, a checkpoint is broken, or a tracker is missing.
@@ -57,6 +61,8 @@ def execute(
     write_text(folder.recipe, run.recipe.to_yaml())
     saved = latest_checkpoint(folder.checkpoints) if resume else None
     metrics = MetricsFile(folder.metrics, rounds=saved.state["counters"]["rounds"] if saved else 0)
+    earlier = read_metrics(folder.metrics)
+    recall(earlier)
     trackers = open_trackers(run.recipe.log, folder.path, run.recipe.name)
     reset_peak_memory(run.model.device)
     started = time.monotonic()
@@ -70,13 +76,16 @@ def execute(
         should_stop=should_stop,
     )
     seconds, peak = time.monotonic() - started, peak_memory(run.model.device)
-    if outcome.interrupted:
+    seconds += sum(line["seconds"] for line in earlier if line["kind"] == "round")
+    if outcome.interrupted or should_stop():
         return RunResult(outcome, None)
     say("scoring held-out rows with the bare base and each adapter")
     before, after = _scores(run, lambda task: task.under), _scores(run, lambda task: task.stack)
     for name, progress in outcome.progress.items():
         run.model.notes[name] = adapter_notes(run, name, _metrics(progress, before[name], after[name]))
         run.model.save(name, folder.adapters / name)
+    if should_stop():
+        return RunResult(outcome, None)
     say("writing answers side by side")
     examples = _examples(run)
     report = _report(run, folder, outcome, plan, seconds, peak, before, after, examples)
@@ -203,19 +212,20 @@ def _report(
         adapters=adapters,
         settings=run.recipe.to_dict(),
         versions=versions(),
-        next_commands=next_commands(folder),
+        next_commands=next_commands(folder, next(iter(outcome.progress))),
     )
 
 
-def next_commands(folder: RunFolder) -> list[str]:
-    """What to type next."""
-    return [
-        f"graftlm chat {folder.path}",
-        f"graftlm adapters list {folder.path}",
-        f"graftlm export {folder.adapters}/NAME --out merged",
-        "graftlm recipe --out your.yaml",
-        "graftlm train your.yaml",
+def next_commands(folder: RunFolder, adapter: str) -> list[str]:
+    """What to type next. ``adapter`` is the one that the export shows."""
+    commands = [
+        ["graftlm", "chat", str(folder.path)],
+        ["graftlm", "adapters", "list", str(folder.path)],
+        ["graftlm", "export", str(folder.adapters / adapter), "--out", "merged"],
+        ["graftlm", "recipe", "--out", "your.yaml"],
+        ["graftlm", "train", "your.yaml"],
     ]
+    return [shlex.join(command) for command in commands]
 
 
 def describe_method(method: Any) -> str:
@@ -254,7 +264,7 @@ def _summary(
         "actual": {"seconds": seconds, "peak_memory": peak, "tokens": outcome.tokens},
         "planned": plan.to_dict() if plan else None,
         "padding_share": 1.0 - outcome.tokens / max(1, outcome.padded_tokens),
-        "data": {key: split.train.counts.to_dict() for key, split in run.data.items()},
+        "data": {key: split.counts() for key, split in run.data.items()},
         "adapters": {
             name: _metrics(progress, before[name], after[name]) | {"detail": progress.detail}
             for name, progress in outcome.progress.items()

@@ -6,9 +6,10 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from graftlm.base.files import disk_errors
 from graftlm.errors import UserError
@@ -105,20 +106,35 @@ def locked(folder: RunFolder) -> Iterator[None]:
     Raises:
         UserError: another run is writing to the folder.
     """
-    with disk_errors(folder.path):
-        folder.path.mkdir(parents=True, exist_ok=True)
-        file = (folder.path / ".lock").open("a+", encoding="utf-8")
-    with file:
+    lock = folder.path / ".lock"
+    with _open_locked(folder, lock) as file:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if os.listdir(folder.path) == [lock.name]:  # a mistake in the data ended it: leave nothing behind
+                    lock.unlink()
+                    folder.path.rmdir()
+
+
+def _open_locked(folder: RunFolder, lock: Path) -> TextIO:
+    while True:
+        with disk_errors(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            file = lock.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
             owner = file.read().strip() or "unknown"
+            file.close()
             raise UserError(
                 f"another run (process {owner}) is writing to {folder.path}",
                 hint="Wait for it to end, or choose another folder with --out.",
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+        if lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+        file.close()  # its owner removed it between our opening and locking it

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import mix_seed
 from graftlm.data.batches import EncodedRow
 from graftlm.data.instances import Instance
-from graftlm.data.prepare import PreparedData, prepare, split_held_out
+from graftlm.data.prepare import PreparedData, RowCounts, prepare, split_held_out
 from graftlm.data.templates import ChatTemplate, resolve_chat_template
 from graftlm.errors import UserError
 from graftlm.recipe import AdapterRecipe, DataSet, Recipe
@@ -27,6 +28,13 @@ class SplitData:
 
     train: PreparedData
     held_out: PreparedData | None
+
+    def counts(self) -> dict[str, Any]:
+        """The account of every row, as JSON; that of a held-out file of its own apart."""
+        counts = self.train.counts.to_dict()
+        if self.held_out is not None and self.held_out.counts is not self.train.counts:
+            return {**counts, "held_out": self.held_out.counts.to_dict()}
+        return counts
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ def set_up(recipe: Recipe, say: Callable[[str], None] = lambda _line: None) -> P
     Raises:
         UserError: anything in base, data or adapters that the user can mend.
     """
+    # Data first: a mistake in it is found in a moment, and a base may take minutes to load.
+    found = {name: _read(name, data_set) for name, data_set in recipe.data.items()}
     model = AdaptedModel.from_pretrained(recipe.base, dtype=recipe.dtype, device=recipe.device, blocks=recipe.blocks)
     tokenizer = model.tokenizer
     assert tokenizer is not None
@@ -58,10 +68,16 @@ def set_up(recipe: Recipe, say: Callable[[str], None] = lambda _line: None) -> P
     )
     template = resolve_chat_template(recipe.chat_template, tokenizer)
     say(f"chat template {template.name}")
-    data = {name: _read(name, data_set, model, tokenizer, template, say) for name, data_set in recipe.data.items()}
+    data = {
+        name: _prepare(name, data_set, *found[name], model, tokenizer, template)
+        for name, data_set in recipe.data.items()
+    }
+    for name, split in data.items():
+        say(f"data {name}: {split.train.summary}; {account(split)}")
     tasks, held_out = [], {}
     for name, adapter in recipe.adapters.items():
-        tasks.append(_task(name, adapter, model, template, data))
+        with _part_of("adapter", name):
+            tasks.append(_task(name, adapter, model, template, data))
         held_out[name] = tuple(
             instance for key in adapter.data if (part := data[key].held_out) for instance in part.instances
         )
@@ -70,33 +86,51 @@ def set_up(recipe: Recipe, say: Callable[[str], None] = lambda _line: None) -> P
     return PreparedRun(recipe, model, tokenizer, template, data, tuple(tasks), held_out)
 
 
-def _read(
+def _read(name: str, data_set: DataSet) -> tuple[Instances, Instances | None]:
+    """The instances of one data set: to learn from, and held out where they have files of their own."""
+    keys = ("prompt", "answer", "system", "variables", "split", "limit")
+    reading = {key: value for key, value in data_set.reading().items() if key in keys}
+    with _part_of("data set", name):
+        held_out = load_instances(list(data_set.held_out_path), **reading) if data_set.held_out_path else None
+        return load_instances(list(data_set.path), **reading), held_out
+
+
+def _prepare(
     name: str,
     data_set: DataSet,
+    instances: Instances,
+    held_out: Instances | None,
     model: AdaptedModel,
     tokenizer: PreTrainedTokenizerBase,
     template: ChatTemplate,
-    say: Callable[[str], None],
 ) -> SplitData:
-    """Read, render and split one data set."""
-    reading = {**data_set.reading(), "max_length": _max_length(name, data_set, model)}
-    try:
-        rows = prepare(_paths(data_set.path), template, tokenizer, **reading)
-        if data_set.held_out_path:
-            split = SplitData(rows, prepare(_paths(data_set.held_out_path), template, tokenizer, **reading))
+    """Render, cut and split one data set."""
+    keys = ("train_on", "max_dropped", "drop_duplicates")
+    settings = {key: value for key, value in data_set.reading().items() if key in keys}
+    settings["max_length"] = _max_length(name, data_set, model)
+    with _part_of("data set", name):
+        rows = prepare(instances, template, tokenizer, **settings)
+        if held_out is not None:
+            split = SplitData(rows, prepare(held_out, template, tokenizer, **settings))
         elif data_set.held_out_part:
             split = SplitData(*split_held_out(rows, data_set.held_out_part))
         else:
             split = SplitData(rows, None)
-    except UserError as error:
-        raise UserError(f"data set '{name}': {error.message}", hint=error.hint) from error
     if not split.train.rows:
         raise UserError(
             f"data set '{name}': all of its {len(rows.rows)} rows are held out, so none is left to learn from",
             hint="Hold out fewer: held_out: 0.1",
         )
-    say(f"data {name}: {rows.summary}; {account(split)}")
     return split
+
+
+@contextmanager
+def _part_of(kind: str, name: str) -> Iterator[None]:
+    """Errors from inside say which part of the recipe they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{kind} '{name}': {error.message}", hint=error.hint) from error
 
 
 def account(split: SplitData) -> str:
@@ -105,14 +139,17 @@ def account(split: SplitData) -> str:
     parts = [f"{len(split.train.rows):,} to learn from"]
     if split.held_out is not None:
         parts.append(f"{len(split.held_out.rows):,} held out")
+    return ", ".join([*parts, _losses(counts)])
+
+
+def _losses(counts: RowCounts) -> str:
+    """How many rows were truncated and dropped, with reasons."""
+    parts = []
     for word, table in (("truncated", counts.truncated), ("dropped", counts.dropped)):
-        reasons = "; ".join(f"{number:,} {reason}" for reason, number in table.items())
+        several = len(table) > 1
+        reasons = "; ".join(f"{number:,} {reason}" if several else reason for reason, number in table.items())
         parts.append(f"{sum(table.values()):,} {word}" + (f" ({reasons})" if reasons else ""))
     return ", ".join(parts)
-
-
-def _paths(paths: Sequence[str]) -> list[str | Path]:
-    return list(paths)
 
 
 def _max_length(name: str, data_set: DataSet, model: AdaptedModel) -> int:
@@ -159,7 +196,7 @@ def adapter_notes(run: PreparedRun, name: str, metrics: dict[str, Any]) -> dict[
         "template_hash": run.template.hash,
         "recipe": {"base": run.recipe.base, "adapter": adapter.to_dict()},
         "under": list(adapter.under),
-        "data": {key: run.data[key].train.counts.to_dict() for key in adapter.data},
+        "data": {key: run.data[key].counts() for key in adapter.data},
         "metrics": metrics,
         "versions": versions(),
     }

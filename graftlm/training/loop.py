@@ -76,7 +76,7 @@ def train(
     runs = {task.adapter: Progress(task, model.adapter(task.adapter)) for task in tasks}
     counters = Counters()
     if resume and checkpoints is not None and (saved := latest_checkpoint(checkpoints)) is not None:
-        _restore(runs, counters, saved.state, saved.tensors)
+        _restore(model, runs, counters, saved.state, saved.tensors)
     else:
         _evaluate(model, list(runs.values()), settings, watch)
     total = max(run.total for run in runs.values())
@@ -86,7 +86,7 @@ def train(
 
     def save() -> None:
         if checkpoints is not None:
-            state, tensors = _snapshot(runs, counters)
+            state, tensors = _snapshot(model, runs, counters)
             path = save_checkpoint(checkpoints, counters.rounds, state, tensors, settings.keep_checkpoints)
             watch(CheckpointSaved(counters.rounds, str(path)))
 
@@ -237,16 +237,32 @@ def _maybe_end(run: Progress, watch: Watcher) -> None:
         watch(Ended(run.task.adapter, run.step, run.reason, run.detail))
 
 
-def _snapshot(runs: dict[str, Progress], counters: Counters) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    state = {"counters": vars(counters), "adapters": {name: run.state() for name, run in runs.items()}}
+def _snapshot(
+    model: AdaptedModel, runs: dict[str, Progress], counters: Counters
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    state = {
+        "base": model.fingerprint,
+        "rows": {name: run.task.digest for name, run in runs.items()},
+        "counters": vars(counters),
+        "adapters": {name: run.state() for name, run in runs.items()},
+    }
     tensors = {f"{name}/{key}": tensor for name, run in runs.items() for key, tensor in run.tensors().items()}
     return state, tensors
 
 
 def _restore(
-    runs: dict[str, Progress], counters: Counters, state: dict[str, Any], tensors: dict[str, torch.Tensor]
+    model: AdaptedModel,
+    runs: dict[str, Progress],
+    counters: Counters,
+    state: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
 ) -> None:
     try:
+        if state["base"] != model.fingerprint:
+            raise ValueError(f"its base has fingerprint {state['base'][:12]}, this one {model.fingerprint[:12]}")
+        changed = [name for name, run in runs.items() if state["rows"].get(name, run.task.digest) != run.task.digest]
+        if changed:
+            raise ValueError(f"the rows of {', '.join(changed)} have changed since")
         if state["adapters"].keys() != runs.keys():
             raise ValueError(f"its adapters are {', '.join(state['adapters'])}, and this run's are {', '.join(runs)}")
         for name, run in runs.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,6 +63,14 @@ class Task:
             if settings.max_steps is not None and len(steps) >= settings.max_steps:
                 break
         return steps[: settings.max_steps]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all rows, learnt and held out: a resumed run must see the same ones."""
+        digest = hashlib.sha256()
+        for row in (*self.rows, *self.held_out):
+            digest.update(array("q", row.ids).tobytes() + b"|" + bytes(row.supervised) + b"|")
+        return digest.hexdigest()
 
     def step_rows(self, step: int) -> list[RoutedRow]:
         """The rows of optimizer step ``step``, each with the dropout seed of this adapter, step and row."""
