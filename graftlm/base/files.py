@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -36,6 +37,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             fill(fresh)
             for path in fresh.rglob("*"):
                 if path.is_file():
+                    path.chmod(0o644)  # safetensors makes files that nobody else may read
                     _sync(path)
             _sync(fresh)
             if folder.exists():
@@ -85,7 +87,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise UserError(f"{path} may not be written: {error.strerror}", hint="Choose another folder.") from error
         raise UserError(f"{path} could not be written: {error}", hint="Choose another folder.") from error
     except Exception as error:  # safetensors wraps the system's error in one of its own
-        if "No space left" in str(error) or "os error 28" in str(error):
+        if re.search(r"No space left|os error (28|122|27)\b", str(error)):  # full, over quota, over the size limit
             raise UserError(
                 f"the disk is full: {path} could not be written",
                 hint="Earlier results are intact. Free some space and run the same command again.",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftlm.errors import UserError, unknown_name
+from graftlm.errors import UserError, nearest, unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,6 +76,22 @@ class Opened:
             if speaker.label == name:
                 return speaker
         raise unknown_name("adapter", name, [speaker.label for speaker in self.speakers])
+
+
+def check_folders(folders: Sequence[Path]) -> None:
+    """Find a misspelt path before torch is imported, which takes seconds.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+            near = nearest(folder.name, beside)
+            raise UserError(
+                f"there is no adapter folder {folder}",
+                hint=f"Did you mean {folder.parent / near}?" if near else "graftlm adapters list FOLDER finds them.",
+            )
 
 
 def open_adapters(

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
+from graftlm.cli._open import check_folders
 from graftlm.cli.console import as_size, console
 from graftlm.errors import UserError
 
@@ -21,20 +23,24 @@ Folder = Annotated[Path, typer.Argument(help="An adapter's folder.")]
 def list_adapters(
     folder: Annotated[Path, typer.Argument(help="Where to look, all folders below included.")] = Path("runs"),
 ) -> None:
-    """List the adapters below a folder."""
-    from graftlm.adapters.files import CONFIG
-
+    """List the adapters below a folder, with loss and exact answers on held-out rows."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}", hint="Name the folder that holds your runs.")
-    found = sorted(path.parent for path in folder.rglob(CONFIG))
+    from graftlm.adapters.files import CONFIG
+
+    configs = sorted(folder.rglob(CONFIG))
+    # Hidden folders are what a killed process was writing.
+    found = [path.parent for path in configs if not any(p.startswith(".") for p in path.relative_to(folder).parts)]
     if not found:
         raise UserError(f"no adapters below {folder}", hint="Train one: graftlm train --data FILE")
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("adapter", "method", "base", "held-out loss", "exact answers", "size"):
+    for column in ("adapter", "method", "base", "loss", "exact", "size"):
         table.add_column(column, overflow="fold")
     for path in found:
         facts = _facts(path)
-        table.add_row(str(path), facts["method"], facts["base"], facts["loss"], facts["accuracy"], facts["size"])
+        table.add_row(
+            escape(str(path)), facts["method"], facts["base"], facts["loss"], facts["accuracy"], facts["size"]
+        )
     console.print(table)
 
 
@@ -43,6 +49,7 @@ def show(
     folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="The whole graftlm.json.")] = False
 ) -> None:
     """Show what an adapter is, what it was trained on, and how it did."""
+    check_folders([folder])
     from graftlm.adapters.files import CONFIG, read_json, read_notes
 
     config, notes = read_json(folder, CONFIG), read_notes(folder)
@@ -58,14 +65,16 @@ def show(
     table.add_row("layers", ", ".join(config.get("target_modules") or []))
     table.add_row("base", facts["base"])
     if notes:
-        table.add_row("fingerprint", notes["base"]["fingerprint"])
+        table.add_row("fingerprint", f"{notes['base']['fingerprint'][:32]}…")
         template = notes.get("template") or {}
         table.add_row("chat template", f"{template.get('name', 'unknown')} ({notes.get('template_hash', '')[:12]})")
         for name, counts in (notes.get("data") or {}).items():
             dropped, truncated = sum(counts["dropped"].values()), sum(counts["truncated"].values())
             table.add_row(f"data: {name}", f"{counts['kept']} rows kept, {truncated} truncated, {dropped} dropped")
+        if under := notes.get("under"):
+            table.add_row("on top of", "\n".join(escape(path) for path in under))
         for key, value in (notes.get("metrics") or {}).items():
-            table.add_row(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+            table.add_row(key.replace("_", " "), _number(key, value))
         for key, value in (notes.get("versions") or {}).items():
             table.add_row(key, str(value))
     else:
@@ -76,32 +85,43 @@ def show(
 @app.command("rename")
 def rename(folder: Folder, name: Annotated[str, typer.Argument(help="The new name.")]) -> None:
     """Rename an adapter's folder, and the name inside it."""
+    check_folders([folder])
     from graftlm.adapters.files import CONFIG, NOTES, read_json, read_notes
-    from graftlm.base.files import write_json
+    from graftlm.base.files import disk_errors, write_json
 
     read_json(folder, CONFIG)
     if not name or name.startswith(".") or "/" in name or "\\" in name:
         raise UserError(f"'{name}' is not a folder name", hint="Give a name, not a path.")
-    target = folder.resolve().parent / name
+    target = (folder.resolve() if folder.name in ("", "..") else folder).parent / name
     if target.exists():
         raise UserError(f"{target} exists already", hint="Choose another name.")
     notes = read_notes(folder)
     if notes:
         write_json(folder / NOTES, {**notes, "name": name})
-    folder.resolve().rename(target)
-    console.print(f"{folder} → {target}")
+    with disk_errors(target):
+        folder.rename(target)
+    console.print(f"{folder} → {target}", markup=False)
 
 
 @app.command("remove")
 def remove(folder: Folder, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Delete an adapter's folder."""
+    check_folders([folder])
     from graftlm.adapters.files import CONFIG, read_json
+    from graftlm.base.files import disk_errors
 
     read_json(folder, CONFIG)
     if not yes:
         typer.confirm(f"Delete {folder}?", abort=True)
-    shutil.rmtree(folder)
-    console.print(f"removed {folder}")
+    with disk_errors(folder):
+        shutil.rmtree(folder)
+    console.print(f"removed {folder}", markup=False)
+
+
+def _number(key: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1%}" if key.endswith("accuracy") else f"{value:.4f}"
 
 
 def _facts(folder: Path) -> dict[str, str]:

@@ -29,9 +29,9 @@ HELP = """/use NAME     talk to that adapter
 /base         talk to the bare base
 /all          let every adapter and the base answer side by side
 /list         who there is, and who answers
-/system TEXT  set the system message; without TEXT, take it away (both begin new conversations)
+/system TEXT  set the system message and begin new conversations; without TEXT, none
 /reset        forget the conversations
-/quit         leave (as do Ctrl-D, and Ctrl-C at the prompt; Ctrl-C in an answer stops the answer)"""
+/quit         leave, as do Ctrl-D and Ctrl-C (in an answer, Ctrl-C stops the answer)"""
 
 
 def chat(
@@ -56,13 +56,17 @@ def chat(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Talk to adapters: switch between them with /use NAME, or see them side by side with /all."""
+    from graftlm.cli._open import check_folders, open_adapters
+
+    check_folders(adapters or [])
+    if any(not text.strip() for text in message or []):
+        raise UserError("--message is empty", hint='Say something: --message "Hello"')
+    from graftlm.generation.engine import Engine
     from graftlm.generation.requests import SamplingSettings
 
     sampling = SamplingSettings(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed=seed
     )
-    from graftlm.cli._open import open_adapters
-    from graftlm.generation.engine import Engine
 
     with errors.status("loading base and adapters …"):
         opened = open_adapters(adapters or [], base, chat_template=chat_template, dtype=dtype, device=device)
@@ -253,7 +257,9 @@ class Chat:
         if console.is_terminal:
             console.print(f"[bold cyan]{escape(answer.speaker.label)} ›[/] ", end="")
         self._run([answer], lambda _answer, piece: _write(piece))
-        console.print(f" {answer.note}" if answer.note and console.is_terminal else "", style="dim", markup=False)
+        console.print(f" {answer.note}" if console.is_terminal else "", style="dim", markup=False)
+        if answer.note and not console.is_terminal:  # into a pipe goes the answer and nothing else
+            errors.print(answer.note, style="dim", markup=False)
 
     def _print_labelled(self, answers: Sequence[Answer]) -> None:
         self._run(answers, lambda _answer, _piece: None)

@@ -26,9 +26,7 @@ def _data() -> None:
 @app.command()
 def preview(
     file: Annotated[str, typer.Argument(help="A file, a folder or the name of a data set of the Hub.")],
-    base: Annotated[
-        str, typer.Option(help="The base whose tokenizer is used: tiny, a folder, a Hub name.")
-    ] = "tiny",
+    base: Annotated[str, typer.Option(help="The base whose tokenizer is used: tiny, a folder, a Hub name.")] = "tiny",
     chat_template: Annotated[
         str, typer.Option(help="auto, tokenizer, plain, alpaca, chatml, or the path of a YAML file.")
     ] = "auto",
@@ -36,14 +34,12 @@ def preview(
     max_length: Annotated[
         int | None, typer.Option(min=2, help="Longest row in tokens; longer ones are cut. Default: no limit.")
     ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help='Pattern of the prompt with column names: "{question}".')
-    ] = None,
+    prompt: Annotated[str | None, typer.Option(help='Pattern of the prompt with column names: "{question}".')] = None,
     answer: Annotated[str | None, typer.Option(help='Pattern of the answer: "{label}".')] = None,
     system: Annotated[str | None, typer.Option(help="Pattern of the system message.")] = None,
-    train_on: Annotated[
-        str, typer.Option(help="What is learnt: assistant, last, all; or roles: user,assistant.")
-    ] = ("assistant"),
+    train_on: Annotated[str, typer.Option(help="What is learnt: assistant, last, all; or roles: user,assistant.")] = (
+        "assistant"
+    ),
     variable: Annotated[
         list[str] | None,
         typer.Option("--set", help="Value of a {{name}} in the rows: --set name=Ada. Repeatable."),
@@ -54,6 +50,9 @@ def preview(
     """Show rows as the model will see them, token by token, and count what is kept, cut and dropped."""
     import warnings
 
+    from graftlm.data.readers import find_sources
+
+    find_sources(file)  # a misspelt path is told before torch is imported, which takes seconds
     from graftlm.data.prepare import load_instances, prepare
     from graftlm.data.templates import resolve_chat_template
 
@@ -76,15 +75,29 @@ def preview(
     data = prepare(loaded, template, tokenizer, max_length=max_length, train_on=roles, max_dropped=1.0)
     console.print(f"{file}: {data.summary}", markup=False, soft_wrap=True)
     if loaded.ignored:
-        console.print(
-            f"columns not used: {', '.join(loaded.ignored)}", style="dim", markup=False, soft_wrap=True
-        )
+        console.print(f"columns not used: {', '.join(loaded.ignored)}", style="dim", markup=False, soft_wrap=True)
     print_warnings(caught)
-    console.print(
-        f"template: {template.name}, sha256 {template.hash[:12]}; tokenizer of {base}\n", markup=False
-    )
+    console.print(f"template: {template.name}, sha256 {template.hash[:12]}; tokenizer of {base}\n", markup=False)
     _print_rows(console, data, tokenizer, rows, tokens)
     _print_totals(console, data)
+    if max_length is None:
+        _print_longer(console, data, base)
+
+
+def _print_longer(console: Console, data: PreparedData, base: str) -> None:
+    """Training cuts rows at the context; a preview shows them whole, and says so."""
+    from transformers import AutoConfig
+
+    from graftlm.base.loading import context_length, resolve_base
+
+    try:
+        context = context_length(AutoConfig.from_pretrained(resolve_base(base), trust_remote_code=False))
+    except (OSError, ValueError):  # a tokenizer alone will do for a preview
+        return
+    longer = sum(len(row.ids) > context for row in data.rows)
+    if longer:
+        text = f"{longer:,} rows are longer than the context of {base} ({context:,} tokens); training cuts them there"
+        console.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 def _print_rows(console: Console, data: PreparedData, tokenizer: object, rows: int, most: int) -> None:
@@ -95,13 +108,9 @@ def _print_rows(console: Console, data: PreparedData, tokenizer: object, rows: i
     colour = console.is_terminal and not console.no_color
     if rows:
         how = "[bold black on green]green[/]" if colour else "⟦in brackets⟧"
-        console.print(
-            f"Learnt tokens are {how}; | parts tokens; · space, ⏎ new line, ³ three tokens for one sign.\n"
-        )
+        console.print(f"Learnt tokens are {how}; | parts tokens; · space, ⏎ new line, ³ three tokens for one sign.\n")
     for row in data.rows[:rows]:
-        head = (
-            f"{Path(row.source).name}, row {row.row}: {len(row.ids):,} tokens, {sum(row.supervised):,} learnt"
-        )
+        head = f"{Path(row.source).name}, row {row.row}: {len(row.ids):,} tokens, {sum(row.supervised):,} learnt"
         console.print(head, style="bold", markup=False)
         shown = replace(row, ids=row.ids[:most], supervised=row.supervised[:most])
         texts = token_texts(shown, tokenizer)  # type: ignore[arg-type]
@@ -110,9 +119,7 @@ def _print_rows(console: Console, data: PreparedData, tokenizer: object, rows: i
         else:
             console.print(as_text(texts), markup=False, soft_wrap=True)
         if len(row.ids) > most:
-            console.print(
-                f"… {len(row.ids) - most:,} more tokens (--tokens {len(row.ids)} shows all)", style="dim"
-            )
+            console.print(f"… {len(row.ids) - most:,} more tokens (--tokens {len(row.ids)} shows all)", style="dim")
         console.print()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +22,11 @@ def export(
     """Write the base with adapters merged in, as a folder that transformers and others load as a plain model."""
     if out.exists() and not force:
         raise UserError(f"{out} exists already", hint="Choose another folder, or add --force to replace it.")
+    from graftlm.cli._open import check_folders, open_adapters
+
+    check_folders(adapters)
     from graftlm.adapters.merge import export_merged
     from graftlm.base.loading import DTYPES
-    from graftlm.cli._open import open_adapters
     from graftlm.errors import unknown_name
 
     if dtype not in ("auto", *DTYPES):
@@ -39,9 +42,12 @@ def export(
     with console.status("merging and checking …"):
         check = export_merged(model, list(model.adapters), out, dtype=DTYPES.get(dtype))
     size = sum(path.stat().st_size for path in out.iterdir())
-    console.print(f"wrote {out} ({as_size(size)}): {model.name} with {', '.join(model.adapters)} merged in")
+    merged = " and ".join(model.adapters)
+    console.print(f"wrote {out} ({as_size(size)}): {model.name} with {merged} merged in", markup=False)
     console.print(
         f"checked: largest logit difference to the unmerged adapters {check.largest_difference:.3g} "
         f"({check.relative:.2g} of the largest logit) on {check.tokens} tokens"
     )
-    console.print(f"load it: AutoModelForCausalLM.from_pretrained('{out}'), or graftlm chat --base {out}")
+    console.print("\nload it:", markup=False)
+    console.print(f"  AutoModelForCausalLM.from_pretrained({str(out)!r})", markup=False, soft_wrap=True)
+    console.print(f"  {shlex.join(['graftlm', 'chat', '--base', str(out)])}", markup=False, soft_wrap=True)

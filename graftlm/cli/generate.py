@@ -58,12 +58,10 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Answer every prompt of a file with every adapter, in one pass over one copy of the base."""
+    from graftlm.cli._open import check_folders, open_adapters
     from graftlm.cli._prompts import read_prompts
-    from graftlm.generation.requests import SamplingSettings
 
-    sampling = SamplingSettings(
-        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed=seed
-    )
+    check_folders(adapter or [])
     if out.exists() and not resume:
         raise UserError(
             f"{out} exists already", hint="Add what is missing in it: --resume. Or choose another file: --out."
@@ -72,9 +70,12 @@ def generate(
     prompts, form = read_prompts(file, pattern=prompt, system=system, limit=limit)
     errors.print(f"{file}: {len(prompts):,} prompts, read as {form}", markup=False)
 
-    from graftlm.cli._open import open_adapters
     from graftlm.generation.engine import Engine
+    from graftlm.generation.requests import SamplingSettings
 
+    sampling = SamplingSettings(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed=seed
+    )
     with errors.status("loading base and adapters …"):
         opened = open_adapters(adapter or [], base, chat_template=chat_template, dtype=dtype, device=device)
     for note in opened.notes:

@@ -215,7 +215,7 @@ def _check_same_recipe(recipe: Recipe, folder: RunFolder, resume: bool) -> None:
     if resume and folder.recipe.read_text(encoding="utf-8") != recipe.to_yaml():
         raise UserError(
             f"the recipe is not the one that the run in {folder.path} was begun with ({folder.recipe})",
-            hint=f"Go on with that one: {_resume_command(folder)}   Or start anew: --overwrite instead of --resume.",
+            hint=f"Go on with that one: {_resume_command(folder)}\n  Or start anew: --overwrite instead of --resume.",
         )
 
 

@@ -108,10 +108,10 @@ def locked(folder: RunFolder) -> Iterator[None]:
     """
     lock = folder.path / ".lock"
     with _open_locked(folder, lock) as file:
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
         try:
+            with disk_errors(lock):
+                file.truncate(0)
+                os.write(file.fileno(), str(os.getpid()).encode())
             yield
         finally:
             with suppress(OSError):

@@ -15,7 +15,7 @@ from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import mix_seed
 from graftlm.data.batches import EncodedRow
 from graftlm.data.instances import Instance
-from graftlm.data.prepare import PreparedData, RowCounts, prepare, split_held_out
+from graftlm.data.prepare import Instances, PreparedData, RowCounts, load_instances, prepare, split_held_out
 from graftlm.data.templates import ChatTemplate, resolve_chat_template
 from graftlm.errors import UserError
 from graftlm.recipe import AdapterRecipe, DataSet, Recipe
@@ -74,6 +74,8 @@ def set_up(recipe: Recipe, say: Callable[[str], None] = lambda _line: None) -> P
     }
     for name, split in data.items():
         say(f"data {name}: {split.train.summary}; {account(split)}")
+        if split.held_out is not None and split.held_out.counts is not split.train.counts:
+            say(f"data {name}, held-out file: {split.held_out.summary}; {_losses(split.held_out.counts)}")
     tasks, held_out = [], {}
     for name, adapter in recipe.adapters.items():
         with _part_of("adapter", name):

@@ -358,7 +358,7 @@ def test_paths_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         folder=tmp_path,
     )
     assert [message.partition(" (")[0] for message in messages] == [
-        "line 1, base: no base './tiny': there is no such folder, and it is not the name of an embedded base",
+        "line 1, base: no base './tiny': there is no such folder, and no embedded base of that name",
         f"line 2, chat_template: {tmp_path}/mine.yaml: there is no such file",
         f"line 4, data.a.path: {tmp_path}/review.csv: there is no such file or folder",
         f"line 5, data.b.path: {tmp_path}/data/x: there is no such file or folder",
@@ -396,7 +396,7 @@ def test_recipe_for_data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert isinstance(recipe, Recipe)
     assert (recipe.base, recipe.name, list(recipe.adapters)) == ("tiny", "reviews", ["reviews"])
     assert recipe.adapters["reviews"].method == LoRA(rank=16)
-    assert recipe.adapters["reviews"].training == AdapterTraining(epochs=2)
+    assert recipe.adapters["reviews"].training == AdapterTraining(epochs=2, learning_rate=2e-3)  # as on every tiny base
     assert recipe.data["reviews"].held_out == 5
     assert recipe.training.micro_batch_tokens == 100
     assert parse_recipe(recipe.to_yaml()) == recipe
