@@ -29,7 +29,7 @@ HELP = """/use NAME     talk to that adapter
 /base         talk to the bare base
 /all          let every adapter and the base answer side by side
 /list         who there is, and who answers
-/system TEXT  set the system message and begin new conversations; without TEXT, none
+/system TEXT  set the system message, or without TEXT none, and start afresh
 /reset        forget the conversations
 /quit         leave, as do Ctrl-D and Ctrl-C (in an answer, Ctrl-C stops the answer)"""
 

@@ -15,10 +15,10 @@ def plan(
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON and nothing else."),
 ) -> None:
     """Read the data, run one real step at the largest batch, and print memory, time, tokens and padding."""
+    chosen = read_recipe(recipe, data, {})
     from graftlm.runs import set_up
     from graftlm.training.plan import plan as make_plan
 
-    chosen = read_recipe(recipe, data, {})
     with with_warnings():
         run = set_up(chosen, (lambda _line: None) if as_json else say)
     planned = make_plan(run.model, run.tasks, chosen.training)

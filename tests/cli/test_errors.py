@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def yaml(values: dict[str, Any]) -> str:
 
 def test_three_errors_at_once_each_with_its_line(cli: Cli, tmp_path: Path):
     (tmp_path / "r.yaml").write_text(
-        "base: tiny\ndata:\n  d: {path: gone.jsonl}\nadapters:\n  a: {method: lora, rnk: 4}\n  b: {method: lora, rank: -1}\n"
+        "base: tiny\ndata:\n  d: {path: gone.jsonl}\n"
+        "adapters:\n  a: {method: lora, rnk: 4}\n  b: {method: lora, rank: -1}\n"
     )
     ended = cli("train", "r.yaml")
     refused(
@@ -126,8 +128,6 @@ def test_the_results_folder_is_a_file(cli: Cli, tmp_path: Path):
 
 def test_adapter_folders(cli: Cli, trained: Path, tmp_path: Path):
     """One that is cut short, missing, or for another base: in every command that opens adapters."""
-    import shutil
-
     cut = shutil.copytree(trained / "adapters" / "both", tmp_path / "cut")
     with (cut / "adapter_model.safetensors").open("r+b") as file:
         file.truncate(3000)

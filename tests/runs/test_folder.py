@@ -39,7 +39,7 @@ def test_a_run_is_not_overwritten_unasked(tmp_path: Path, finish: bool, state: s
 
 
 def test_nothing_to_resume(tmp_path: Path):
-    with pytest.raises(UserError, match="there is no run in .* to resume"):
+    with pytest.raises(UserError, match=r"there is no run in .* to resume"):
         choose_folder(tmp_path / "out", "mine", resume=True, overwrite=False)
 
 
