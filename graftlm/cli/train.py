@@ -39,7 +39,9 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="With --data: passes over the rows.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="With --data: stop after so many steps.")] = None,
     batch_rows: Annotated[int | None, typer.Option(help="With --data: rows of an optimizer step.")] = None,
-    held_out: Annotated[float | None, typer.Option(help="With --data: share of rows held out for evaluation.")] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="With --data: share (0.1) or number (50) of rows for evaluation.")
+    ] = None,
     chat_template: Annotated[str | None, typer.Option(help="With --data: auto, plain, alpaca, chatml, …")] = None,
     prompt: Annotated[str | None, typer.Option(help="With --data: prompt pattern, such as 'Review: {text}'.")] = None,
     answer: Annotated[str | None, typer.Option(help="With --data: answer pattern, such as '{label}'.")] = None,
@@ -59,7 +61,7 @@ def train(
         "epochs": epochs,
         "max_steps": max_steps,
         "batch_rows": batch_rows,
-        "held_out": held_out,
+        "held_out": int(held_out) if held_out is not None and held_out == int(held_out) else held_out,
         "chat_template": chat_template,
         "prompt": prompt,
         "answer": answer,

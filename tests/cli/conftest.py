@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from graftlm.cli.app import main
+from graftlm.cli.console import console
 from graftlm.cli.train import run_recipe
 from tests.runs.small import small_recipe
 
@@ -30,6 +31,7 @@ Cli = Callable[..., Ended]
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     """Run a command in this process, in an empty folder: ``cli("train", "--data", file)``."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "width", 10_000)  # as into a pipe; pytest-xdist sets COLUMNS
 
     def run(*arguments: object, stdin: str = "") -> Ended:
         monkeypatch.setattr(sys, "argv", ["graftlm", *map(str, arguments)])

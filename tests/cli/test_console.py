@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,13 @@ def test_help_and_misspelt_paths_do_not_wait_for_torch(tmp_path: Path):
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "Traceback" not in ended.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_lines_go_whole_into_a_pipe():
+    code = "from graftlm.cli.console import console, errors; console.print('word ' * 99); errors.print('word ' * 99)"
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert ended.stdout.count("\n") == ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -67,6 +68,15 @@ def test_an_export_that_does_not_fit(cli: Cli, tmp_path: Path, small_disk: Path,
     assert ended.code == 2
     assert "the disk is full" in ended.err
     assert [path.name for path in small_disk.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_that_cannot_be_written():
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "graftlm", "recipe"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: the disk is full: what was to be printed could not be written\n"
 
 
 def test_without_a_mount(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -72,10 +72,10 @@ def test_from_a_data_file_alone(cli: Cli, tmp_path: Path):
     folder = tmp_path / "runs" / "my-rows"
     assert json.loads((folder / "run.json").read_text())["data"]["my-rows"]["kept"] == 32
     assert "  graftlm chat runs/my-rows\n" in ended.out
-    assert max(len(line) for line in ended.out.splitlines()) > 120, "a pipe gets whole lines"
-    again = cli("train", "--data", "my rows.jsonl", *options, "--set", "name=Ada", "--no-plan")
+    again = cli("train", "--data", "my rows.jsonl", *options, "--set", "name=Ada", "--no-plan", "--held-out", "7")
     assert again.code == 0
     assert again.err == ""
+    assert "25 to learn from, 7 held out" in again.out
     assert (tmp_path / "runs" / "my-rows-2" / "run.json").exists()
 
 
