@@ -182,7 +182,7 @@ def _step(model: AdaptedModel, run: Progress, loss: float, rows: list[RoutedRow]
     task = run.task
     norm = gradient_norm(run.parameters)
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        run.optimizer.zero_grad()
+        run.optimizer.zero_grad(set_to_none=False)
         run.diverge(find_non_finite(model, rows, task.adapter, loss, norm))
         watch(Ended(task.adapter, run.step, "diverged", run.detail))
         return
@@ -192,7 +192,7 @@ def _step(model: AdaptedModel, run: Progress, loss: float, rows: list[RoutedRow]
         group["lr"] = rate
     clip_gradients(run.parameters, norm, task.settings.max_grad_norm)
     run.optimizer.step()
-    run.optimizer.zero_grad()
+    run.optimizer.zero_grad(set_to_none=False)
     broken = non_finite_parameter(run.adapter)
     if broken is not None:  # said now: after the last step no loss would show it
         run.diverge(f"the step made the parameter {broken} NaN or infinite; learning rate {rate:.4g}, loss {loss:.4g}")

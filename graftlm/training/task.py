@@ -108,7 +108,10 @@ class Progress:
     def __post_init__(self) -> None:
         self.parameters = [parameter for parameter in self.adapter.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(self.parameters, self.task.settings)
-        self.optimizer.zero_grad()  # what someone left there is no part of the first step
+        # Made before any activation, and kept: gradients that the backward pass allocates among the activations, and
+        # that outlive them, leave the heap in pieces. What someone left there is no part of the first step.
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
 
     @property
     def total(self) -> int:
@@ -164,11 +167,14 @@ class Progress:
 
     def keep_best(self) -> None:
         """Remember the parameters as they are now, as the best by held-out loss."""
-        self.best_tensors = self._copies()
+        self._copy_into(self.best_tensors)
 
     def keep_good(self) -> None:
         """Remember them as the last from which loss and gradient were finite, unless there are best ones to keep."""
-        self.good_tensors = {} if self.best_tensors else self._copies()
+        if self.best_tensors:
+            self.good_tensors = {}
+        else:
+            self._copy_into(self.good_tensors)
 
     def take_best(self) -> None:
         """Put the best parameters back, if any were kept."""
@@ -179,8 +185,14 @@ class Progress:
         self.reason, self.detail = "diverged", detail
         self._take(self.best_tensors or self.good_tensors)
 
-    def _copies(self) -> dict[str, torch.Tensor]:
-        return {name: value.detach().clone() for name, value in self.adapter.named_parameters()}
+    @torch.no_grad()
+    def _copy_into(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Into the tensors that are there already: fresh ones at every step would scatter over the heap."""
+        for name, value in self.adapter.named_parameters():
+            if name in tensors:
+                tensors[name].copy_(value)
+            else:
+                tensors[name] = value.detach().clone()
 
     @torch.no_grad()
     def _take(self, tensors: dict[str, torch.Tensor]) -> None:
