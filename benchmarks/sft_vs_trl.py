@@ -222,9 +222,7 @@ def measure(work: Work, names: list[str], repeats: int, threads: int) -> tuple[d
                 contender = CONTENDERS[name]
                 arguments = [*contender.arguments, str(work_file)]
                 rates.append(flops_now(shapes_file, threads))
-                run = run_child(
-                    contender.script, arguments, threads=threads, environment=contender.environment
-                )
+                run = run_child(contender.script, arguments, threads=threads, environment=contender.environment)
                 runs[name].append(run)
                 say(
                     f"[{repeat + 1}/{repeats}] {name}: {outcome_line(run, work)}; "
@@ -250,9 +248,8 @@ def outcome_line(run: dict[str, Any] | Failure, work: Work) -> str:
     if isinstance(run, Failure):
         return f"failed: {run.reason}"
     settings = ", ".join(f"{name}={value}" for name, value in run.get("settings", {}).items())
-    return (
-        f"{work.useful_tokens / run['seconds']:.0f} tokens/s, {gigabytes(run)} GB"
-        + f" ({settings})" * bool(settings)
+    return f"{work.useful_tokens / run['seconds']:.0f} tokens/s, {gigabytes(run)} GB" + f" ({settings})" * bool(
+        settings
     )
 
 
@@ -311,9 +308,7 @@ def read_examples(data: Path, count: int) -> list[dict[str, str]]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default_data = Path(os.environ.get("GRAFTLM_DATA", REPOSITORY.parent / "shared" / "data"))
     default_contenders = [name for name in CONTENDERS if name not in LEFT_OUT]
     parser.add_argument("--data", type=Path, default=default_data, help="data folder or alpaca_en.json")

@@ -64,9 +64,7 @@ def pad(rows: Sequence[EncodedRow], pad_id: int, device: torch.device | str = "c
         positions.append(learnt + number * longest)
         targets.append(ids[learnt + 1])
         counts.append(len(learnt))
-    return Padded(
-        input_ids.to(device), lengths, torch.cat(positions).to(device), torch.cat(targets).to(device), counts
-    )
+    return Padded(input_ids.to(device), lengths, torch.cat(positions).to(device), torch.cat(targets).to(device), counts)
 
 
 def epoch_steps(

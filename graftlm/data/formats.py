@@ -209,9 +209,7 @@ def _turn(turn: Any, key: str) -> Message:
         raise RowProblem("tool turn ('tool_calls') is not supported")
     field = "content" if "content" in turn else "value"
     if isinstance(turn.get(field), list):
-        texts = [
-            p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in turn[field]
-        ]
+        texts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in turn[field]]
         if not all(isinstance(text, str) for text in texts):
             raise RowProblem("a turn holds more than text (an image or the like)")
         content = "".join(str(text) for text in texts)
@@ -245,10 +243,7 @@ def _expand_self_instruct(row: Row) -> list[Row]:
     instances = _list(row, "instances")
     if not instances or not all(isinstance(i, dict) for i in instances):
         raise RowProblem("field 'instances' is not a list of objects")
-    return [
-        {"instruction": row.get("instruction"), **{k: i.get(k) for k in ("input", "output")}}
-        for i in instances
-    ]
+    return [{"instruction": row.get("instruction"), **{k: i.get(k) for k in ("input", "output")}} for i in instances]
 
 
 def _has_turns(row: Row, key: str, role: str) -> bool:
@@ -347,9 +342,7 @@ def _refuse(rows: Sequence[Row], source: str) -> None:
 
 
 def _unrecognised(columns: Sequence[str], source: str) -> UserError:
-    prompt = _likely(
-        columns, ("question", "text", "sentence", "input", "prompt", "source", "story", "premise")
-    )
+    prompt = _likely(columns, ("question", "text", "sentence", "input", "prompt", "source", "story", "premise"))
     answer = _likely([c for c in columns if c != prompt], (*LABELS, "output", "target", "answer"))
     return UserError(
         f"{source}: the format of these rows is not known; their columns are: {', '.join(columns)}",
@@ -400,22 +393,18 @@ def _patterns(
         try:
             names = [_parts(name)[0] for _, name, _, _ in formatter.parse(pattern) if name is not None]
         except ValueError as error:
-            raise UserError(
-                f'--{option} "{pattern}": {error}', hint="A brace itself is written twice: {{"
-            ) from error
+            raise UserError(f'--{option} "{pattern}": {error}', hint="A brace itself is written twice: {{") from error
         for name in names:
             if name not in columns:
                 guess = nearest(name, list(columns))
                 raise UserError(
-                    f"--{option} \"{pattern}\": {source} has no column '{name}'; its columns are:"
-                    f" {', '.join(columns)}",
+                    f"--{option} \"{pattern}\": {source} has no column '{name}'; its columns are: {', '.join(columns)}",
                     hint=f"Did you mean '{guess}'?" if guess else None,
                 )
         used += names
     if answer is None or not used:
         raise UserError(
-            f"{source}: a pattern for the answer is needed"
-            + ("" if answer is None else " that names a column"),
+            f"{source}: a pattern for the answer is needed" + ("" if answer is None else " that names a column"),
             hint=f'For example --answer "{{{columns[-1] if columns else "answer"}}}".',
         )
 

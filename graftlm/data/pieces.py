@@ -50,9 +50,7 @@ def move_spaces(pieces: Sequence[Piece]) -> list[Piece]:
     moved: list[Piece] = []
     for index, piece in enumerate(pieces):
         text = piece.text
-        if piece.origin == "template" and (
-            index + 1 == len(pieces) or pieces[index + 1].origin != "template"
-        ):
+        if piece.origin == "template" and (index + 1 == len(pieces) or pieces[index + 1].origin != "template"):
             last = index + 1 == len(pieces) and piece.learn != "no"
             text = text if last else text.rstrip(" ")
         elif piece.origin != "template" and index and pieces[index - 1].origin == "template":

@@ -125,7 +125,10 @@ def load_instances(
     if counts.unfilled:
         names = ", ".join(f"{{{{{name}}}}} ({times})" for name, times in sorted(counts.unfilled.items()))
         warnings.warn(
-            f"no value is given for {names}; they stay in the text as they are", UserWarning, stacklevel=2
+            f"no value is given for {names}; they stay in the text as they are "
+            "(give one with --set name=VALUE, or under variables: in a recipe)",
+            UserWarning,
+            stacklevel=2,
         )
     named = ", ".join(dict.fromkeys(formats))
     return Instances(items, named, counts, tuple(dict.fromkeys(ignored)))
@@ -244,9 +247,7 @@ def _renderable(
     return instances, pieces
 
 
-def _fit(
-    instance: Instance, rendered: Rendered, max_length: int | None, counts: RowCounts
-) -> EncodedRow | None:
+def _fit(instance: Instance, rendered: Rendered, max_length: int | None, counts: RowCounts) -> EncodedRow | None:
     """The row cut to ``max_length``, or None if nothing to learn is left in it."""
     ids, supervised = rendered.ids, rendered.supervised
     learnt = sum(supervised[1:])
@@ -279,9 +280,7 @@ def _check_counts(counts: RowCounts, max_dropped: float, max_length: int | None)
         advice.append(f"Raise max_length (now {max_length}) as far as the base's context allows.")
     if counts.kept:
         share = dropped / max(counts.read, 1)
-        what = (
-            f"{dropped:,} of {counts.read:,} rows ({share:.1%}) were dropped; allowed are {max_dropped:.1%}"
-        )
+        what = f"{dropped:,} of {counts.read:,} rows ({share:.1%}) were dropped; allowed are {max_dropped:.1%}"
         advice.append(f"Mend the rows, or allow more: max_dropped: {-(-share * 100 // 1) / 100:.2f}")
     else:
         what = f"no row is left of {counts.read:,}"
@@ -289,9 +288,7 @@ def _check_counts(counts: RowCounts, max_dropped: float, max_length: int | None)
     raise UserError("\n".join([f"{what}:", *reasons]), hint=" ".join(advice))
 
 
-def split_held_out(
-    data: PreparedData, held_out: float | int, seed: int = 0
-) -> tuple[PreparedData, PreparedData]:
+def split_held_out(data: PreparedData, held_out: float | int, seed: int = 0) -> tuple[PreparedData, PreparedData]:
     """Part into training and held-out rows, by a hash of ``seed`` and each row's prompt.
 
     Rows with the same prompt (all before the first answer) stay on one side. ``held_out`` is a share (a float
@@ -333,9 +330,7 @@ def _prompt_key(instance: Instance, seed: int) -> bytes:
 
 def _part(data: PreparedData, indices: Iterable[int]) -> PreparedData:
     chosen = list(indices)
-    return PreparedData(
-        [data.rows[i] for i in chosen], [data.instances[i] for i in chosen], data.counts, data.format
-    )
+    return PreparedData([data.rows[i] for i in chosen], [data.instances[i] for i in chosen], data.counts, data.format)
 
 
 def _chunks(items: Sequence[Instance], size: int) -> Iterator[Sequence[Instance]]:

@@ -63,13 +63,9 @@ class ChatTemplate:
     def from_dict(cls, values: Mapping[str, Any]) -> ChatTemplate:
         known = {"version", *cls.__dataclass_fields__}
         if unknown := sorted(set(values) - known):
-            raise UserError(
-                f"unknown key '{unknown[0]}' in a chat template; allowed: {', '.join(sorted(known))}"
-            )
+            raise UserError(f"unknown key '{unknown[0]}' in a chat template; allowed: {', '.join(sorted(known))}")
         if values.get("version", 1) != 1:
-            raise UserError(
-                f"this chat template is of version {values['version']}; this graftlm reads version 1"
-            )
+            raise UserError(f"this chat template is of version {values['version']}; this graftlm reads version 1")
         rest = {key: value for key, value in values.items() if key not in ("version", "special")}
         return cls(special=tuple(sorted(values.get("special", {}).items())), **rest)
 
@@ -97,9 +93,7 @@ class ChatTemplate:
     def render_prompt(self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The ids up to where the assistant's next answer begins."""
         if messages and messages[-1].role in ("assistant", "text"):
-            raise CannotRender(
-                "prompt ends with an answer", f"a prompt cannot end with a {messages[-1].role} message"
-            )
+            raise CannotRender("prompt ends with an answer", f"a prompt cannot end with a {messages[-1].role} message")
         pieces = self._pieces([*messages, Message("assistant", "")], None)
         return self.encode([pieces], tokenizer)[0].ids
 
@@ -158,9 +152,7 @@ class ChatTemplate:
 
     def _text_pieces(self, messages: Sequence[Message], learnt: Sequence[bool]) -> list[Piece]:
         if len(messages) > 1:
-            raise CannotRender(
-                "text beside other messages", "a plain text cannot stand beside other messages"
-            )
+            raise CannotRender("text beside other messages", "a plain text cannot stand beside other messages")
         special = dict(self.special)
         learn: Literal["all", "no"] = "all" if learnt[0] else "no"
         return [
@@ -209,9 +201,7 @@ class ChatTemplate:
         assert self.jinja is not None
         layout = jinja_layout(self.jinja, self.special, tuple(m.role for m in messages))
         if prompt and layout.order[-1] != len(messages) - 1:
-            raise CannotRender(
-                "answer is not last", "the chat template writes something else after the answer"
-            )
+            raise CannotRender("answer is not last", "the chat template writes something else after the answer")
         contents = jinja_match(self.jinja, self.special, layout, messages, prompt)
         pieces = [Piece(layout.texts[0], "template")]
         for place, index in enumerate(layout.order):
@@ -243,8 +233,7 @@ def learnt_messages(messages: Sequence[Message], train_on: str | Sequence[str]) 
 
 
 ALPACA_SYSTEM = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request."
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
 BUILT_IN: dict[str, dict[str, str | None]] = {
     "plain": {
@@ -354,8 +343,7 @@ def _bind(values: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Chat
     special = {name: str(token) for name in names if (token := getattr(tokenizer, name, None))}
     if "eos_token" not in special and "{eos}" in str(values.get("end")):
         raise UserError(
-            f"template '{values['name']}' ends answers with the end-of-sequence token, but the tokenizer has"
-            " none",
+            f"template '{values['name']}' ends answers with the end-of-sequence token, but the tokenizer has none",
             hint="Write a template in YAML with an 'end' of your own.",
         )
     filled = dict(values)

@@ -131,9 +131,7 @@ def test_refused(row, kind):
 def test_unrecognised_lists_columns_and_shows_how():
     with pytest.raises(UserError) as caught:
         recognise([{"sentence": "x", "label": 1}], "f.csv")
-    assert "f.csv: the format of these rows is not known; their columns are: sentence, label" in str(
-        caught.value
-    )
+    assert "f.csv: the format of these rows is not known; their columns are: sentence, label" in str(caught.value)
     assert '--prompt "{sentence}" --answer "{label}"' in str(caught.value)
     with pytest.raises(UserError, match="columns are: text, label"):  # labelled, so no plain text
         recognise([{"text": "x", "label": 1}], "f")

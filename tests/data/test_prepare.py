@@ -82,9 +82,7 @@ def test_a_row_without_a_learnt_token_is_dropped(tiny, plain):
 def test_what_a_template_refuses_is_counted(tiny, with_jinja):
     tokenizer = with_jinja("{% for m in messages %}{{ m.content | replace('x', 'y') }}<eos>{% endfor %}")
     template = resolve_chat_template("tokenizer", tokenizer)
-    instances = [
-        Instance((Message("user", q), Message("assistant", "a")), "s", i) for i, q in enumerate("bx")
-    ]
+    instances = [Instance((Message("user", q), Message("assistant", "a")), "s", i) for i, q in enumerate("bx")]
     data = prepare(instances, template, tokenizer, max_dropped=0.5)
     assert data.counts.dropped == {"chat template rewrites the content": 1}
 

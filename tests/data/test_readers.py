@@ -133,9 +133,7 @@ def test_row_that_is_no_object(write):
 
 
 def test_not_utf8_gives_the_byte(write):
-    assert "byte 16 (line 2) is 0xe9" in failure(
-        write("a.jsonl", b'{"text": ""}\n"a\n\xe9"'.replace(b'"a\n', b'"ab'))
-    )
+    assert "byte 16 (line 2) is 0xe9" in failure(write("a.jsonl", b'{"text": ""}\n"a\n\xe9"'.replace(b'"a\n', b'"ab')))
     assert "byte 12 (line 1) is 0xe9" in failure(write("b.json", b'[{"text": "a\xe9"}]'))
     assert "UTF-16" in failure(write("c.json", '[{"text": "a"}]'.encode("utf-16")))
 

@@ -90,9 +90,7 @@ def test_learnt_are_answers_and_their_end(templates, name):
     assert learnt_text(template.render(CHAT, tokenizer, "last"), tokenizer) == [f"Good bye.{end}"]
     everything = template.render(CHAT, tokenizer, "all")
     assert everything.ids == rendered.ids
-    assert [
-        o for o, s in zip(everything.origin, everything.supervised, strict=True) if o != "template" and not s
-    ] == []
+    assert [o for o, s in zip(everything.origin, everything.supervised, strict=True) if o != "template" and not s] == []
     users = learnt_text(template.render(CHAT, tokenizer, ("user",)), tokenizer)
     assert users == ["Hi", "Bye"]
     own = [*CHAT[:2], assistant("Hello!", False), *CHAT[3:]]
@@ -131,11 +129,7 @@ contents = st.one_of(
 chats = st.builds(
     lambda system, turns, last: [
         *([Message("system", system)] if system else []),
-        *(
-            Message(role, text)
-            for pair in turns
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ),
+        *(Message(role, text) for pair in turns for role, text in zip(("user", "assistant"), pair, strict=True)),
         Message("user", last[0]),
         Message("assistant", last[1]),
     ],
@@ -172,9 +166,7 @@ def test_prompts_are_prefixes_and_content_holds_no_special_tokens(templates, nam
     holds()
 
 
-@pytest.mark.parametrize(
-    "name", ["plain", "alpaca", "chatml", "jinja chatml", "jinja llama-3", "jinja mistral"]
-)
+@pytest.mark.parametrize("name", ["plain", "alpaca", "chatml", "jinja chatml", "jinja llama-3", "jinja mistral"])
 def test_every_turn_is_trained_as_it_is_served(templates, name):
     template, tokenizer = templates[name]
     ids = template.render(CHAT, tokenizer).ids
@@ -295,12 +287,8 @@ def test_pieces_get_no_space_put_before_them():
     special = ["<unk>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(special_tokens=special, vocab_size=400)
     backend.train_from_iterator(["User Assistant : hello there what is it\n"] * 9, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    rendered = resolve_chat_template("plain", tokenizer).render(
-        [user("hello"), assistant("there it")], tokenizer
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    rendered = resolve_chat_template("plain", tokenizer).render([user("hello"), assistant("there it")], tokenizer)
     tokens = tokenizer.convert_ids_to_tokens(rendered.ids)
     assert "".join(tokens) == "<s>User:\nhello\nAssistant:\nthere▁it</s>\n"
 

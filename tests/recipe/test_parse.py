@@ -396,7 +396,7 @@ def test_recipe_for_data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert isinstance(recipe, Recipe)
     assert (recipe.base, recipe.name, list(recipe.adapters)) == ("tiny", "reviews", ["reviews"])
     assert recipe.adapters["reviews"].method == LoRA(rank=16)
-    assert recipe.adapters["reviews"].training == AdapterTraining(epochs=2, learning_rate=2e-3)  # as on every tiny base
+    assert recipe.adapters["reviews"].training == AdapterTraining(epochs=2, learning_rate=2e-3)  # as always on tiny
     assert recipe.data["reviews"].held_out == 5
     assert recipe.training.micro_batch_tokens == 100
     assert parse_recipe(recipe.to_yaml()) == recipe
