@@ -74,7 +74,13 @@ class _Representer(SafeRepresenter):
         return self.represent_sequence(_TAG + "seq", value, flow_style=True)
 
 
+    def text(self, value: str) -> Node:
+        # Line separators other than \n come back as blanks unless they are escaped, which only double quotes allow.
+        return self.represent_scalar(_TAG + "str", value, style=None if value.isprintable() else '"')
+
+
 _Representer.add_representer(list, _Representer.flat_list)
+_Representer.add_representer(str, _Representer.text)
 
 
 class _Reader:

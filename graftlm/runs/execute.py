@@ -222,9 +222,10 @@ def next_commands(folder: RunFolder, adapter: str) -> list[str]:
         ["graftlm", "chat", str(folder.path)],
         ["graftlm", "adapters", "list", str(folder.path)],
         ["graftlm", "export", str(folder.adapters / adapter), "--out", "merged"],
+        ["graftlm", "recipe", "--out", "your.yaml"],
+        ["graftlm", "train", "your.yaml"],
     ]
-    own = ["graftlm recipe --out your.yaml  # then name your data in it", "graftlm train your.yaml"]
-    return [*(shlex.join(command) for command in commands), *own]
+    return [shlex.join(command) for command in commands]
 
 
 def describe_method(method: Any) -> str:

@@ -23,6 +23,9 @@ SHARE = st.floats(0, 1, exclude_max=True)
 POSITIVE = st.floats(0, 1e30, exclude_min=True)
 
 
+LORA = {"method": "lora"}
+
+
 def keys(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({}, optional=values)
 
@@ -79,6 +82,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
             "training": draw(SETTINGS) | draw(RUN),
         }
     )
+
+
+def test_a_name_with_a_line_separator_comes_back_as_it_was():
+    for name in ("\x85", "a\x85b", "\u2028", "\n", " \t", "\ufeff"):
+        recipe = recipe_from_dict({"base": "b", "name": "n", "data": {name: {"path": "p"}}, "adapters": {"a": LORA}})
+        assert parse_recipe(recipe.to_yaml()) == recipe
 
 
 @settings(max_examples=100, deadline=None)
