@@ -73,7 +73,6 @@ class _Representer(SafeRepresenter):
     def flat_list(self, value: list[Any]) -> Node:
         return self.represent_sequence(_TAG + "seq", value, flow_style=True)
 
-
     def text(self, value: str) -> Node:
         # Line separators other than \n come back as blanks unless they are escaped, which only double quotes allow.
         return self.represent_scalar(_TAG + "str", value, style=None if value.isprintable() else '"')
