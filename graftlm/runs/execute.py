@@ -31,6 +31,25 @@ ANSWER_TOKENS = 96
 
 
 @dataclass(frozen=True)
+class _Measured:
+    """What came of training: ``seconds`` and ``peak`` (bytes) of it, held-out scores by adapter before and after."""
+
+    outcome: Outcome
+    plan: Plan | None
+    seconds: float
+    peak: int
+    before: dict[str, list[RowScore]]
+    after: dict[str, list[RowScore]]
+
+    @property
+    def padding_share(self) -> float:
+        return 1.0 - self.outcome.tokens / max(1, self.outcome.padded_tokens)
+
+    def metrics(self, name: str) -> dict[str, Any]:
+        return _metrics(self.outcome.progress[name], self.before[name], self.after[name])
+
+
+@dataclass(frozen=True)
 class RunResult:
     """How a run ended; ``report`` is None where it was interrupted."""
 
@@ -81,16 +100,17 @@ def execute(
         return RunResult(outcome, None)
     say("scoring held-out rows with the bare base and each adapter")
     before, after = _scores(run, lambda task: task.under), _scores(run, lambda task: task.stack)
-    for name, progress in outcome.progress.items():
-        run.model.notes[name] = adapter_notes(run, name, _metrics(progress, before[name], after[name]))
+    measured = _Measured(outcome, plan, seconds, peak, before, after)
+    for name in outcome.progress:
+        run.model.notes[name] = adapter_notes(run, name, measured.metrics(name))
         run.model.save(name, folder.adapters / name)
     if should_stop():
         return RunResult(outcome, None)
     say("writing answers side by side")
     examples = _examples(run)
-    report = _report(run, folder, outcome, plan, seconds, peak, before, after, examples)
+    report = _report(run, folder, measured, examples)
     write_report(folder.report, report)
-    write_json(folder.summary, _summary(run, outcome, plan, seconds, peak, before, after))
+    write_json(folder.summary, _summary(run, measured))
     return RunResult(outcome, report)
 
 
@@ -161,17 +181,8 @@ def _prompt_text(instance: Instance) -> str:
     return "\n".join(f"{message.role}: {message.content}" for message in turns)
 
 
-def _report(
-    run: PreparedRun,
-    folder: RunFolder,
-    outcome: Outcome,
-    plan: Plan | None,
-    seconds: float,
-    peak: int,
-    before: dict[str, list[RowScore]],
-    after: dict[str, list[RowScore]],
-    examples: dict[str, list[Example]],
-) -> RunReport:
+def _report(run: PreparedRun, folder: RunFolder, measured: _Measured, examples: dict[str, list[Example]]) -> RunReport:
+    outcome, plan = measured.outcome, measured.plan
     lines = read_metrics(folder.metrics)
     adapters = []
     for name, progress in outcome.progress.items():
@@ -192,8 +203,8 @@ def _report(
                 held_out=[
                     (line["step"], line["loss"], line["accuracy"]) for line in own if line["kind"] == "evaluation"
                 ],
-                before=before[name],
-                after=after[name],
+                before=measured.before[name],
+                after=measured.after[name],
                 best_step=progress.best_step,
                 folder=str(folder.adapters / name),
                 examples=examples[name],
@@ -204,10 +215,10 @@ def _report(
         base=run.model.name,
         base_parameters=sum(parameter.numel() for parameter in run.model.base.parameters()),
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        seconds=seconds,
+        seconds=measured.seconds,
         tokens=outcome.tokens,
-        padding_share=1.0 - outcome.tokens / max(1, outcome.padded_tokens),
-        peak_memory=peak,
+        padding_share=measured.padding_share,
+        peak_memory=measured.peak,
         planned={"peak_memory": plan.peak_memory, "seconds": plan.seconds} if plan else None,
         adapters=adapters,
         settings=run.recipe.to_dict(),
@@ -249,25 +260,17 @@ def _joint_counts(run: PreparedRun, name: str) -> dict[str, Any]:
     return joint
 
 
-def _summary(
-    run: PreparedRun,
-    outcome: Outcome,
-    plan: Plan | None,
-    seconds: float,
-    peak: int,
-    before: dict[str, list[RowScore]],
-    after: dict[str, list[RowScore]],
-) -> dict[str, Any]:
+def _summary(run: PreparedRun, measured: _Measured) -> dict[str, Any]:
+    outcome, plan = measured.outcome, measured.plan
     return {
         "name": run.recipe.name,
         "base": {"name": run.model.name, "fingerprint": run.model.fingerprint},
-        "actual": {"seconds": seconds, "peak_memory": peak, "tokens": outcome.tokens},
+        "actual": {"seconds": measured.seconds, "peak_memory": measured.peak, "tokens": outcome.tokens},
         "planned": plan.to_dict() if plan else None,
-        "padding_share": 1.0 - outcome.tokens / max(1, outcome.padded_tokens),
+        "padding_share": measured.padding_share,
         "data": {key: split.counts() for key, split in run.data.items()},
         "adapters": {
-            name: _metrics(progress, before[name], after[name]) | {"detail": progress.detail}
-            for name, progress in outcome.progress.items()
+            name: measured.metrics(name) | {"detail": progress.detail} for name, progress in outcome.progress.items()
         },
         "versions": versions(),
     }
