@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from graftlm.adapters.routing import current_routing, routed
+from graftlm.adapters.routing import current_call, during
 
 
 def checkpoint_blocks(blocks: list[nn.Module]) -> None:
@@ -44,10 +44,10 @@ class _Recomputed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        routing = current_routing()
+        call = current_call()
 
         def routed_forward(*inner_args: Any, **inner_kwargs: Any) -> Any:
-            with routed(routing):
+            with during(call):
                 return self.forward(*inner_args, **inner_kwargs)
 
         return checkpoint(routed_forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

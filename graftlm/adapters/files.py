@@ -1,14 +1,14 @@
 """Adapter folders: as peft writes and reads them, with a graftlm.json beside for what peft has no place for.
 
-``adapter_config.json`` and ``adapter_model.safetensors`` are peft's own two files. ``graftlm.json`` holds the
-method's settings, the base's fingerprint, and the notes that travel with the adapter: chat template, recipe,
-data counts, metrics, versions. Folders that peft wrote have none and load all the same.
+``adapter_config.json`` and ``adapter_model.safetensors`` are peft's own two files; a method that peft does not know
+has no ``adapter_config.json``. ``graftlm.json`` holds the method's settings, the base's fingerprint, and the notes
+that travel with the adapter: chat template, recipe, data counts, metrics, versions. Folders that peft wrote have none
+and load all the same.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,9 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from graftlm.adapters.lora import LoRA
-from graftlm.adapters.method import Adapter, LowRank, methods
-from graftlm.adapters.peft_config import PeftLoRA, checked, read_peft_config, write_peft_config
+from graftlm.adapters.method import MethodConfig, methods
+from graftlm.adapters.stored import PeftReader, Stored, checked, peft_readers
 from graftlm.base.files import write_folder
-from graftlm.base.places import LinearPlace, Places
 from graftlm.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -45,12 +43,8 @@ def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
     """
     adapter = model.adapter(name)
     _check_replaceable(folder)
-    config = write_peft_config(adapter, model.places, model.source)
-    tensors = {}
-    for path, update in adapter.linear.items():
-        A, B = update.factors()
-        tensors[f"{_PREFIX}{path}.lora_A.weight"] = A.detach().cpu().contiguous()
-        tensors[f"{_PREFIX}{path}.lora_B.weight"] = B.detach().cpu().contiguous()
+    stored = adapter.config.store(adapter, model.places, model.source)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in stored.tensors.items()}
     notes = {
         "format": FORMAT,
         "name": name,
@@ -66,7 +60,8 @@ def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
 
     def fill(fresh: Path) -> None:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
-        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if stored.peft is not None:
+            (fresh / CONFIG).write_text(json.dumps(stored.peft, indent=2) + "\n", encoding="utf-8")
         (fresh / NOTES).write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     write_folder(folder, fill)
@@ -91,12 +86,16 @@ def load_adapter(model: AdaptedModel, folder: Path, name: str | None = None) -> 
     Raises:
         UserError: not an adapter folder, cut short, for another base, or of a kind that is not known.
     """
-    config = read_json(folder, CONFIG)
     notes = read_notes(folder)
+    config = read_json(folder, CONFIG) if (folder / CONFIG).exists() or not notes else None
     _check_base(model, folder, notes)
-    peft = read_peft_config(config, folder / CONFIG)
     tensors = _without_copies(model, folder, _read_weights(folder))
-    adapter = _build(model, folder, peft, notes, tensors)
+    stored = Stored(tensors, config, folder)
+    reader = _peft_reader(stored) if config is not None else None
+    if notes or reader is None:
+        adapter = _method(folder, notes).restore(stored, model.places, device=model.device)
+    else:
+        adapter = reader(stored, model.places, device=model.device)
     chosen = name or folder.resolve().name
     model.attach(chosen, adapter)
     model.notes[chosen] = {
@@ -153,15 +152,17 @@ def read_json(folder: Path, file: str) -> dict[str, Any]:
 
 def is_adapter_folder(folder: Path) -> bool:
     """Whether a folder looks like an adapter, ours or peft's."""
-    return (folder / CONFIG).is_file()
+    return (folder / CONFIG).is_file() or (folder / NOTES).is_file()
 
 
 def _neighbours(folder: Path) -> str | None:
     parent = folder.parent
     if not parent.is_dir():
         return None
-    configs = [*parent.glob(f"[!.]*/{CONFIG}"), *parent.glob(f"[!.]*/[!.]*/{CONFIG}")]
-    found = sorted(str(path.parent) for path in configs)
+    files = [
+        path for file in (CONFIG, NOTES) for depth in ("", "[!.]*/") for path in parent.glob(f"[!.]*/{depth}{file}")
+    ]
+    found = sorted({str(path.parent) for path in files})
     return f"Adapter folders nearby: {', '.join(found[:8])}" if found else None
 
 
@@ -188,6 +189,25 @@ def _check_base(model: AdaptedModel, folder: Path, notes: Mapping[str, Any]) -> 
         f"but this base is {model.name}, fingerprint {model.fingerprint[:16]}… ({shapes})",
         hint=f"Load it on its own base: --base {theirs['name']}",
     )
+
+
+def _method(folder: Path, notes: Mapping[str, Any]) -> MethodConfig:
+    """The method's settings, as we wrote them."""
+    settings, known = notes["method"], methods()
+    if settings.get("method") not in known:
+        raise unknown_name("method", str(settings.get("method")), list(known))
+    try:
+        return known[settings["method"]].model_validate(settings)
+    except ValidationError as error:
+        raise UserError(f"{folder / NOTES}: method: {error.errors()[0]['msg']}") from error
+
+
+def _peft_reader(stored: Stored) -> PeftReader:
+    """What reads adapters of the kind that peft's configuration names."""
+    kind, known = (stored.peft or {}).get("peft_type"), peft_readers()
+    if not isinstance(kind, str) or kind not in known:
+        raise UserError(f"{stored.folder / CONFIG}: peft_type is {kind!r}; graftlm reads {', '.join(sorted(known))}")
+    return known[kind]
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -225,101 +245,3 @@ def _without_copies(model: AdaptedModel, folder: Path, tensors: Mapping[str, tor
                 hint="graftlm never changes a base; merge the adapter in peft and use the result as the base.",
             )
     return kept
-
-
-def _build(
-    model: AdaptedModel,
-    folder: Path,
-    peft: PeftLoRA,
-    notes: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-) -> Adapter:
-    pairs = _pairs(folder, tensors)
-    method = _method(folder, peft, notes, pairs)
-    linear: dict[str, LowRank] = {}
-    for path, (A, B) in pairs.items():
-        place = _place(model.places, folder, path, A, B)
-        start = None
-        scale = peft.scale(path, A.shape[0])
-        if method.init == "pissa":
-            half = A.shape[0] // 2
-            start = (A[half:].to(model.device), -B[:, half:].to(model.device))
-            A, B = A[:half], B[:, :half]
-        dtype = torch.promote_types(A.dtype, torch.float32)
-        linear[place.path] = LowRank(
-            A.contiguous().to(model.device, dtype),
-            B.contiguous().to(model.device, dtype),
-            scale=scale,
-            dropout=method.dropout,
-            start=None if start is None else (start[0].contiguous().to(dtype), start[1].contiguous().to(dtype)),
-        )
-    ordered = {path: linear[path] for path in model.places.linears if path in linear}
-    return Adapter(method, ordered)
-
-
-def _pairs(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """A and B by module path."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        matched = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
-        if matched is None:
-            raise UserError(f"{folder / WEIGHTS}: the key '{key}' is not of a LoRA on linear layers")
-        found.setdefault(matched[1], {})[matched[2]] = tensor
-    for path, parts in found.items():
-        if len(parts) != 2:
-            missing = "AB".replace(next(iter(parts)), "")
-            raise UserError(
-                f"{folder / WEIGHTS}: {_PREFIX}{path}.lora_{missing}.weight is missing",
-                hint="The file was cut short or written by something else; copy the adapter folder again.",
-            )
-    if not found:
-        raise UserError(f"{folder / WEIGHTS} holds no tensors")
-    return {path: (parts["A"], parts["B"]) for path, parts in found.items()}
-
-
-def _place(places: Places, folder: Path, path: str, A: torch.Tensor, B: torch.Tensor) -> LinearPlace:
-    if path not in places.linears:
-        raise UserError(
-            f"the adapter {folder} changes {path}, which this base does not have",
-            hint=f"Its linear layers are {', '.join(list(places.linears)[:4])}, …: is it for another base?",
-        )
-    place = places.linears[path]
-    wanted = (place.in_features, place.out_features)
-    fits = A.dim() == B.dim() == 2 and (A.shape[1], B.shape[0]) == wanted and A.shape[0] == B.shape[1]
-    if not fits:
-        raise UserError(
-            f"the adapter {folder} does not fit this base: at {path} the base is {wanted[1]} × {wanted[0]}, "
-            f"but lora_B lora_A is {tuple(B.shape)} {tuple(A.shape)}",
-            hint="It was trained on another base.",
-        )
-    return place
-
-
-def _method(
-    folder: Path,
-    peft: PeftLoRA,
-    notes: Mapping[str, Any],
-    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-) -> LoRA:
-    """The method's settings: our own where we wrote the folder, else read off peft's."""
-    if "method" in notes:
-        settings = notes["method"]
-        known = methods()
-        if settings.get("method") not in known:
-            raise unknown_name("method", str(settings.get("method")), list(known))
-        try:
-            method = known[settings["method"]].model_validate(settings)
-        except ValidationError as error:
-            raise UserError(f"{folder / NOTES}: method: {error.errors()[0]['msg']}") from error
-        assert isinstance(method, LoRA)
-        return method
-    alphas = {path: peft.alpha(path) for path in pairs}
-    return LoRA(
-        rank=peft.r,
-        alpha=peft.lora_alpha,
-        dropout=peft.lora_dropout,
-        rslora=peft.use_rslora,
-        targets=list(pairs),
-        rank_pattern={path: A.shape[0] for path, (A, _) in pairs.items() if A.shape[0] != peft.r},
-        alpha_pattern={path: alpha for path, alpha in alphas.items() if alpha is not None},
-    )

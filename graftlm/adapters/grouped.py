@@ -174,3 +174,30 @@ class _AddLowRank(torch.autograd.Function):
         gx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
         gradients = _backward(gy, gx, x, ctx.product, factors, inner, ctx.needs_input_grad[3:])
         return gy, gx, None, *gradients
+
+
+def add_to_spans(y: torch.Tensor, parts: list[tuple[Span, torch.Tensor]]) -> torch.Tensor:
+    """A copy of y (tokens, …) with each part (span tokens, …) added on its span. Spans may overlap."""
+    if not parts:
+        return y
+    spans = tuple(span for span, _ in parts)
+    result: torch.Tensor = _AddToSpans.apply(y, spans, *(part for _, part in parts))  # type: ignore[no-untyped-call]
+    return result
+
+
+class _AddToSpans(torch.autograd.Function):
+    """One copy forward and none backward, where a chain of slice assignments would copy at each."""
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, spans: tuple[Span, ...], *parts: torch.Tensor) -> torch.Tensor:
+        ctx.spans, ctx.dtypes = spans, [part.dtype for part in parts]
+        result = y.clone()
+        for span, part in zip(spans, parts, strict=True):
+            result[span.start : span.stop] += part.to(y.dtype)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
+        parts = [gy[span.start : span.stop].to(dtype) for span, dtype in zip(ctx.spans, ctx.dtypes, strict=True)]
+        return gy, None, *parts

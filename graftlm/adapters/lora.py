@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from graftlm.adapters.method import Adapter, LowRank, MethodConfig, register_method
 from graftlm.adapters.routing import mix_seed
+from graftlm.adapters.stored import Stored
 from graftlm.base.places import LinearPlace, Places
 from graftlm.errors import UserError, nearest
 
@@ -75,6 +76,18 @@ class LoRA(MethodConfig):
                 for path, place in targets.items()
             },
         )
+
+    def store(self, adapter: Adapter, places: Places, source: str) -> Stored:
+        """As peft writes it."""
+        from graftlm.adapters.lora_files import store_lora
+
+        return store_lora(adapter, places, source)
+
+    def restore(self, stored: Stored, places: Places, *, device: torch.device) -> Adapter:
+        """As peft reads it, with our own settings."""
+        from graftlm.adapters.lora_files import restore_lora
+
+        return restore_lora(self, stored, places, device=device)
 
     def scale(self, rank: int, alpha: float | None = None) -> float:
         """The factor of the update for a rank (and alpha, where a pattern gives another)."""

@@ -61,8 +61,20 @@ def export_merged(
 def _merged_copy(model: AdaptedModel, adapters: Sequence[str]) -> PreTrainedModel:
     merged = _fresh_copy(model)
     for name in adapters:
-        for path, update in model.adapter(name).linear.items():
-            _add(merged, model, path, update.delta())
+        adapter = model.adapter(name)
+        if adapter.sublayers or adapter.prefix_length or adapter.virtual or adapter.head:
+            raise UserError(
+                f"the adapter '{name}' ({adapter.config.method}) is no change of weights, and cannot be merged",
+                hint="It can be used beside the base: graftlm chat, graftlm generate.",
+            )
+        for path, update in adapter.linear.items():
+            delta = update.delta()
+            if delta is None:
+                raise UserError(
+                    f"the adapter '{name}' changes {path} in a way that no weight can express",
+                    hint="It can be used beside the base, but not merged.",
+                )
+            _add(merged, model, path, delta)
     return merged
 
 

@@ -1,17 +1,22 @@
-"""What every tuning method gives: a configuration, and the adapter that it builds."""
+"""What every tuning method gives: a configuration, and the adapter that it builds out of parts for places."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 from torch import nn
 
+from graftlm.adapters.stored import Stored, fill
 from graftlm.base.places import Places
+from graftlm.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class MethodConfig(BaseModel):
@@ -23,7 +28,38 @@ class MethodConfig(BaseModel):
 
     @abstractmethod
     def build(self, places: Places, *, seed: int, dtype: torch.dtype, device: torch.device) -> Adapter:
-        """A new adapter with freshly initialised parameters, drawn from ``seed`` alone."""
+        """A new adapter with freshly initialised parameters, drawn from ``seed`` alone.
+
+        Raises:
+            UserError: the base lacks the method's place, or a setting does not fit the base.
+        """
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> MethodConfig:
+        """The settings with what a tokenizer tells filled in (a start from text, say)."""
+        return self
+
+    def view(self, adapter: Adapter, suffix: str) -> Adapter:
+        """Another form of an adapter that shares its parameters: ``name@suffix``, such as a DyLoRA at one rank.
+
+        Raises:
+            UserError: the method has none, or not this one.
+        """
+        raise UserError(f"an adapter of the method {self.method} has no form '@{suffix}'")
+
+    def store(self, adapter: Adapter, places: Places, source: str) -> Stored:
+        """What is written to a folder. By default the parameters as they are, which only graftlm reads."""
+        return Stored({name: tensor.detach() for name, tensor in adapter.state_dict().items()}, None)
+
+    def restore(self, stored: Stored, places: Places, *, device: torch.device) -> Adapter:
+        """The adapter that :meth:`store` wrote.
+
+        Raises:
+            UserError: a tensor is missing, too much, or of another shape.
+        """
+        dtype = torch.promote_types(next(iter(stored.tensors.values())).dtype, torch.float32)
+        adapter = self.build(places, seed=0, dtype=dtype, device=device)
+        fill(adapter, stored.tensors, stored.folder)
+        return adapter
 
 
 class LowRank(nn.Module):
@@ -71,20 +107,130 @@ class LowRank(nn.Module):
         return self.scale * (B @ A)
 
 
-class Adapter(nn.Module):
-    """A named set of trained parameters. ``linear`` says what it does at which linear layer, by module path."""
+class Change(nn.Module):
+    """An update of one module that is no plain low-rank product.
 
-    def __init__(self, config: MethodConfig, linear: Mapping[str, LowRank]) -> None:
+    ``forward(x, y)`` gives what is added to the base's output y, from the module's input x, for its own tokens:
+    x (tokens, …), y (tokens, …) → (tokens, …) like y. All updates are of the base's own output, so that those of a
+    stack add up in any order. Subclasses that also change the input override :meth:`prepare`.
+    """
+
+    #: Whether :meth:`prepare` does anything.
+    prepares = False
+
+    def prepare(self, x: torch.Tensor) -> torch.Tensor:
+        """The input that the module gets instead of x; every update of a stack sees it."""
+        return x
+
+    def delta(self) -> torch.Tensor | None:
+        """The update as a dense (out, in) matrix, or None where it is none: then it cannot be merged."""
+        return None
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class SublayerChange(nn.Module):
+    """An update of an attention or feed-forward sublayer.
+
+    ``forward(h, x, norm)`` gives what is added to the sublayer's output h, for its own tokens: h and x
+    (tokens, width), x the residual stream; ``norm`` is the norm of x + h in a post-norm model, else None.
+    """
+
+    def forward(
+        self, h: torch.Tensor, x: torch.Tensor, norm: Callable[[torch.Tensor], torch.Tensor] | None
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class VirtualTokens(nn.Module):
+    """Trained input vectors. ``length``: how many; ``forward()`` gives them, (length, width)."""
+
+    length: int
+
+    def forward(self) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class Head(nn.Module):
+    """A head of an adapter's own: final hidden states (tokens, hidden) → (tokens, outputs)."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+Update = LowRank | Change
+
+
+class Adapter(nn.Module):
+    """A named set of trained parameters: what it does at which places.
+
+    ``linear``: at modules, by path; ``sublayers``: by :attr:`Sublayer.key`; ``virtual``: its tokens at the input
+    embedding; ``head``: on the final hidden state. ``prefix_length``: how many keys and values it puts before a row's
+    own in attention (:meth:`key_values`), which is also how far the row's positions shift.
+    """
+
+    prefix_length: int = 0
+
+    def __init__(
+        self,
+        config: MethodConfig,
+        linear: Mapping[str, Update] | None = None,
+        *,
+        sublayers: Mapping[str, SublayerChange] | None = None,
+        virtual: VirtualTokens | None = None,
+        head: Head | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.linear: dict[str, LowRank] = dict(linear)
-        for path, update in linear.items():
-            self.add_module(path.replace(".", "/"), update)
+        self.linear: dict[str, Update] = dict(linear or {})
+        self.sublayers: dict[str, SublayerChange] = dict(sublayers or {})
+        for parts in (self.linear, self.sublayers):
+            for key, part in parts.items():
+                self.add_module(key.replace(".", "/"), part)
+        self.virtual = virtual
+        self.head = head
 
     @property
     def trained_parameters(self) -> int:
         """How many numbers are trained."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def key_values(self) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values by path of the attention module, each (key/value heads, prefix_length, head width).
+
+        Made once a call, before the blocks run: what is made inside a recomputed block would be made twice.
+        """
+        return {}
+
+    # What follows are the points at which a method may take part in training; most have no need to.
+
+    def learning_rate_scale(self, parameter: str) -> float:
+        """The learning rate of a parameter, by its name, as a multiple of the adapter's."""
+        return 1.0
+
+    def training_view(self, seed: int, step: int) -> str | None:
+        """The suffix of the view that is trained at an optimizer step (from 0), or None for the adapter itself."""
+        return None
+
+    def penalty(self) -> torch.Tensor | None:
+        """A scalar that is added to the loss once an optimizer step."""
+        return None
+
+    def stepped(self, step: int, total: int) -> bool:
+        """Called after optimizer step ``step`` (from 1) of ``total``, its gradients still there.
+
+        True where parameters got another shape: the optimizer is then made anew with :meth:`kept_moments`.
+        """
+        return False
+
+    def kept_moments(self, name: str, moment: torch.Tensor) -> torch.Tensor:
+        """What is left of an optimizer moment of a parameter, by name, after its shape changed."""
+        return moment
+
+    def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Become what ``state_dict`` gave, of another shape too where a method changes shapes in training."""
+        self.load_state_dict({name: tensors[name] for name in self.state_dict()})
 
 
 _METHODS: dict[str, type[MethodConfig]] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,14 +14,15 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graftlm.adapters.checkpointing import checkpoint_blocks, keep_activations
-from graftlm.adapters.grouped import Group, Product, adapted_linear, add_low_rank
-from graftlm.adapters.method import Adapter, LowRank, MethodConfig
-from graftlm.adapters.routing import Routing, RowAdapters, as_stack, current_routing, mix_seed, routed
+from graftlm.adapters.inputs import Inputs, PositionIds, check_length, realigned, with_virtual_tokens
+from graftlm.adapters.method import Adapter, MethodConfig
+from graftlm.adapters.routing import Call, Routing, RowAdapters, Stack, as_stack, during, mix_seed, routed
+from graftlm.adapters.sites import Sites
 from graftlm.base.fingerprint import base_fingerprint
 from graftlm.base.head import backbone, language_head
 from graftlm.base.loading import LoadedBase, context_length, freeze, load_base
 from graftlm.base.memory import tune_allocator
-from graftlm.base.places import LinearPlace, find_places
+from graftlm.base.places import find_places
 from graftlm.errors import UserError, unknown_name
 
 Adapters = RowAdapters | list[RowAdapters] | Routing
@@ -29,7 +31,7 @@ Adapters = RowAdapters | list[RowAdapters] | Routing
 class AdaptedModel:
     """A frozen base model with adapters beside it.
 
-    The base is never written to: adapters attach by overriding ``forward`` on instances of its linear layers, and
+    The base is never written to: adapters attach by overriding ``forward`` on instances of its modules and by hooks;
     names, tied weights and saved files stay as they were.
     """
 
@@ -51,8 +53,10 @@ class AdaptedModel:
         self.fingerprint = base_fingerprint(base)
         self._backbone = backbone(base)
         self._score = language_head(base)
+        self._positions = PositionIds.of(self._backbone)
         self._adapters: dict[str, Adapter] = {}
-        self._sites: dict[str, _LinearSite] = {}
+        self._views: dict[str, Adapter] = {}
+        self._sites = Sites(self.places)
         self._checkpointing = False
         #: What travels with an adapter in its files (template, counts, recipe …), by adapter.
         self.notes: dict[str, dict[str, Any]] = {}
@@ -101,6 +105,7 @@ class AdaptedModel:
         self._check_new(name)
         if dtype is None:
             dtype = torch.promote_types(self.dtype, torch.float32)
+        config = config.bind(self.tokenizer)
         adapter = config.build(self.places, seed=mix_seed(seed, name), dtype=dtype, device=self.device)
         self.attach(name, adapter)
         return adapter
@@ -108,23 +113,23 @@ class AdaptedModel:
     def attach(self, name: str, adapter: Adapter) -> None:
         """Put an adapter that was built elsewhere under ``name``."""
         self._check_new(name)
-        for path, update in adapter.linear.items():
-            if path not in self._sites:
-                self._sites[path] = _LinearSite(self.places.linears[path])
-            self._sites[path].updates[name] = update
+        self._sites.attach(name, adapter)
         self._adapters[name] = adapter
 
     def remove(self, name: str) -> Adapter:
-        """Take an adapter away; layers that no adapter uses any more are as they were."""
+        """Take an adapter away; places that no adapter uses any more are as they were."""
         adapter = self.adapter(name)
-        for path in adapter.linear:
-            site = self._sites[path]
-            del site.updates[name]
-            if not site.updates:
-                site.detach()
-                del self._sites[path]
+        self.drop_views(name)
+        if name in self._views:
+            return self._views.pop(name)
+        self._sites.detach(name, adapter)
         self.notes.pop(name, None)
         return self._adapters.pop(name)
+
+    def drop_views(self, name: str) -> None:
+        """Forget the views of an adapter, whose parameters are no longer those that they share."""
+        for view in [view for view in self._views if view.startswith(name + "@")]:
+            self._sites.detach(view, self._views.pop(view))
 
     def rename(self, old: str, new: str) -> None:
         """Give an adapter another name."""
@@ -144,10 +149,21 @@ class AdaptedModel:
         return duplicate
 
     def adapter(self, name: str) -> Adapter:
-        """The adapter called ``name``, or a UserError that names those that exist."""
-        if name not in self._adapters:
+        """The adapter called ``name``, or a UserError that names those that exist.
+
+        ``name@form`` is another form of the adapter ``name`` that shares its parameters, such as ``dylora@4``.
+        """
+        if name in self._adapters:
+            return self._adapters[name]
+        if name in self._views:
+            return self._views[name]
+        owner, at, suffix = name.rpartition("@")
+        if not at or owner not in self._adapters:
             raise unknown_name("adapter", name, list(self._adapters))
-        return self._adapters[name]
+        view = self._adapters[owner].config.view(self._adapters[owner], suffix)
+        self._sites.attach(name, view)
+        self._views[name] = view
+        return view
 
     def save(self, name: str, folder: str | Path) -> Path:
         """Write an adapter as a folder that peft loads as it is; see :mod:`graftlm.adapters.files`."""
@@ -162,9 +178,9 @@ class AdaptedModel:
         return load_adapter(self, Path(folder), name)
 
     def _check_new(self, name: str) -> None:
-        if not name or name.startswith(".") or any(sign in name for sign in '/\\:*?"<>|\0'):
+        if not name or name.startswith(".") or any(sign in name for sign in '/\\:*?"<>|@\0'):
             raise UserError(
-                f"'{name}' cannot be an adapter's name: it becomes a folder's name, so no / \\ : * ? \" < > |"
+                f"'{name}' cannot be an adapter's name: it becomes a folder's name, so no / \\ : * ? \" < > | @"
             )
         if name in self._adapters:
             raise UserError(
@@ -187,6 +203,9 @@ class AdaptedModel:
                 )
             self._check_stacks({segment.stack for segment in adapters.segments})
             return adapters
+        return Routing.of_rows(self._stacks(adapters, rows), tokens_per_row)
+
+    def _stacks(self, adapters: RowAdapters | list[RowAdapters], rows: int) -> list[Stack]:
         each: list[RowAdapters] = adapters if isinstance(adapters, list) else [adapters] * rows
         if len(each) != rows:
             raise UserError(
@@ -195,7 +214,7 @@ class AdaptedModel:
             )
         stacks = [as_stack(row) for row in each]
         self._check_stacks(set(stacks))
-        return Routing.of_rows(stacks, tokens_per_row)
+        return stacks
 
     def _check_stacks(self, stacks: set[tuple[str, ...]]) -> None:
         for stack in stacks:
@@ -214,12 +233,13 @@ class AdaptedModel:
         """Run the whole model: ids (rows, length) → transformers' output, ``logits`` (rows, length, vocabulary).
 
         ``adapters``: a name, a tuple of names (a stack, applied together) or None (the bare base) for all rows; a
-        list with one of these for each row; or a :class:`Routing`. Further arguments go to the base.
+        list with one of these for each row; or a :class:`Routing`. Further arguments go to the base. The ids of an
+        encoder-decoder are the encoder's; ``decoder_input_ids`` stand beside them.
+
+        Rows whose adapters have virtual tokens get them in front, unless the ids hold some or the routing is given
+        as a value; the output lines up with the ids that were given.
         """
-        routing = self.routing(adapters, *input_ids.shape)
-        self._spare_the_cache(kwargs)
-        with routed(routing):
-            return self.base(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        return self._run(self.base, input_ids, attention_mask, adapters, kwargs)
 
     def hidden(
         self,
@@ -229,10 +249,46 @@ class AdaptedModel:
         **kwargs: Any,
     ) -> Any:
         """Like a call, without the language head: ``last_hidden_state`` is (rows, length, hidden)."""
-        routing = self.routing(adapters, *input_ids.shape)
+        return self._run(self._backbone, input_ids, attention_mask, adapters, kwargs)
+
+    def _run(
+        self,
+        module: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        adapters: Adapters,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        rows = len(input_ids)
+        given = Inputs(input_ids, attention_mask, kwargs)
+        inputs = given
+        if not isinstance(adapters, Routing):
+            stacks = self._stacks(adapters, rows)
+            inputs = with_virtual_tokens(given, [self.virtual_length(stack) for stack in stacks], self.places)
+            adapters = list(stacks)
+        target = inputs.kwargs.get("decoder_input_ids")
+        routing = self.routing(adapters, rows, (inputs.ids if target is None else target).shape[1])
+        if target is not None and routing.source is None:
+            source = Routing.of_rows(routing.row_stacks(rows), inputs.ids.shape[1])
+            routing = replace(routing, source=source)
+        used = {name for segment in routing.segments for name in segment.stack}
+        key_values = {name: found for name in used if (found := self.adapter(name).key_values())}
+        prefixes = [self.prefix_length(stack) for stack in routing.row_stacks(rows)] if key_values else None
+        check_length(inputs, prefixes, self.context_length)
+        kwargs = inputs.kwargs | self._positions(inputs, prefixes)
         self._spare_the_cache(kwargs)
-        with routed(routing):
-            return self._backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        with during(Call(routing, key_values)):
+            output = module(input_ids=inputs.ids, attention_mask=inputs.mask, **kwargs)
+        return realigned(output, inputs)
+
+    def virtual_length(self, stack: Stack) -> int:
+        """How many virtual tokens the adapters of a stack have together."""
+        found = (self.adapter(name).virtual for name in stack)
+        return sum(virtual.length for virtual in found if virtual is not None)
+
+    def prefix_length(self, stack: Stack) -> int:
+        """How many keys and values the adapters of a stack put before a row's own."""
+        return sum(self.adapter(name).prefix_length for name in stack)
 
     def _spare_the_cache(self, kwargs: dict[str, Any]) -> None:
         """No cache of keys and values, unless asked for, where blocks run twice: they would fill it twice."""
@@ -250,7 +306,7 @@ class AdaptedModel:
     @property
     def head_is_adapted(self) -> bool:
         """Whether any adapter changes the language head."""
-        return self.places.head in self._sites
+        return self.places.head in self._sites.modules
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -262,52 +318,3 @@ class AdaptedModel:
         blocks = [self.base.get_submodule(path) for path in self.places.blocks]
         (checkpoint_blocks if on else keep_activations)(blocks)
         self._checkpointing = on
-
-
-class _LinearSite:
-    """A linear layer with adapters beside it: takes the place of ``forward`` on that one instance."""
-
-    def __init__(self, place: LinearPlace) -> None:
-        self.place = place
-        self.updates: dict[str, LowRank] = {}
-        self._base_forward: Callable[[torch.Tensor], torch.Tensor] = place.module.forward
-        self._override = place.module.__dict__.get("forward")  # another library's, such as accelerate's
-        place.module.forward = self.forward
-
-    def detach(self) -> None:
-        """Give the layer the ``forward`` back that it had."""
-        del self.place.module.__dict__["forward"]
-        if self._override is not None:
-            self.place.module.forward = self._override
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        routing = current_routing()
-        if routing is None:
-            return self._base_forward(x)
-        names = [name for name in routing.spans if name in self.updates]
-        if not names:
-            return self._base_forward(x)
-        flat = x.reshape(-1, x.shape[-1])
-        if flat.shape[0] != routing.tokens:
-            raise RuntimeError(
-                f"{self.place.path} ran on {flat.shape[0]} tokens, but the routing covers {routing.tokens}: "
-                "this layer sees other tokens than the batch, and cannot be routed by them"
-            )
-        updates = [self.updates[name] for name in names]
-        groups = tuple(
-            Group(name, routing.spans[name], update.scale, update.dropout)
-            for name, update in zip(names, updates, strict=True)
-        )
-        product = Product(groups, routing, self.place.index)
-        factors = [update.factors() for update in updates]
-        weight = self.place.dense_weight()
-        if weight is not None:
-            y = adapted_linear(flat, weight, _bias(self.place.module), product, factors)
-        else:
-            y = add_low_rank(self._base_forward(flat), flat, product, factors)
-        return y.view(*x.shape[:-1], y.shape[-1])
-
-
-def _bias(module: nn.Module) -> torch.Tensor | None:
-    bias = getattr(module, "bias", None)
-    return bias if isinstance(bias, torch.Tensor) else None

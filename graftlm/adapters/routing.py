@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -47,10 +47,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Routing:
-    """The segments of a batch, in order, covering all of its ``tokens`` flat tokens."""
+    """The segments of a batch, in order, covering all of its ``tokens`` flat tokens.
+
+    ``source``: the routing of the encoder's tokens, where the batch is an encoder-decoder's.
+    """
 
     segments: tuple[Segment, ...]
     tokens: int
+    source: Routing | None = None
 
     @staticmethod
     def of_rows(
@@ -90,6 +94,20 @@ class Routing:
                 else:
                     spans.append(Span(segment.start, segment.stop))
         return {name: tuple(spans) for name, spans in joined.items()}
+
+    def row_stacks(self, rows: int) -> list[Stack]:
+        """The stack of each row of a padded batch.
+
+        Raises:
+            RuntimeError: a row has several, or rows are packed.
+        """
+        length = self.tokens // rows
+        stacks: list[Stack] = []
+        for segment in self.segments:
+            if segment.start % length or segment.stop % length:
+                raise RuntimeError("keys and values before a row need rows of one length and one routing each")
+            stacks += [segment.stack] * ((segment.stop - segment.start) // length)
+        return stacks
 
     @cached_property
     def dropping(self) -> frozenset[str]:
@@ -174,20 +192,42 @@ def mix_seed(*parts: int | str) -> int:
 
 
 _MASK = 0xFFFFFFFFFFFFFFFF
+KeyValues = Mapping[str, Mapping[str, tuple[torch.Tensor, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a running call goes by: its routing, and the keys and values that adapters bring, by adapter and path."""
+
+    routing: Routing
+    key_values: KeyValues
+
+
 _current = threading.local()
+
+
+def current_call() -> Call | None:
+    """The call that runs in this thread, or None outside one."""
+    return getattr(_current, "call", None)
 
 
 def current_routing() -> Routing | None:
     """The routing of the call that runs in this thread, or None outside one."""
-    return getattr(_current, "routing", None)
+    call = current_call()
+    return None if call is None else call.routing
 
 
 @contextmanager
-def routed(routing: Routing | None) -> Iterator[None]:
-    """Make ``routing`` the value of the calls inside, in this thread."""
-    before = current_routing()
-    _current.routing = routing
+def during(call: Call | None) -> Iterator[None]:
+    """Make ``call`` the one that runs inside, in this thread."""
+    before = current_call()
+    _current.call = call
     try:
         yield
     finally:
-        _current.routing = before
+        _current.call = before
+
+
+def routed(routing: Routing | None) -> AbstractContextManager[None]:
+    """Make ``routing`` that of the calls inside, in this thread."""
+    return during(None if routing is None else Call(routing, {}))

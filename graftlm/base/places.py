@@ -1,8 +1,8 @@
 """Find the places of a transformer where adapters attach, by its structure and the order in which it runs.
 
 No family is named here. Blocks are the layers that transformers can checkpoint, or the longest list of equal
-modules. One probe of two tokens notes the order in which the linear layers of a block *execute*: registration
-order is wrong in some families (Phi-3 among them).
+modules. One probe of a few tokens notes which modules *execute*, in which order, and what they are given:
+registration order is wrong in some families (Phi-3 among them).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,24 +18,36 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from graftlm.base.probe import Call, probe
 from graftlm.errors import UserError
 
-SublayerKind = Literal["attention", "feed_forward"]
+SublayerKind = Literal["attention", "cross_attention", "feed_forward"]
 
 
 @dataclass(frozen=True)
-class LinearPlace:
-    """A linear layer. ``index`` is its place in execution order over the whole model (the head comes last).
+class ModulePlace:
+    """A module with parameters of its own that is called with one tensor, tokens first.
 
-    ``plain``: it is a product with its weight, plus its bias, and nothing else.
+    ``index`` is its place in execution order over the whole model; ``block`` the number of the block it is in.
+    ``source``: it sees the encoder's tokens, in an encoder-decoder.
     """
 
     path: str
     module: nn.Module
-    in_features: int
-    out_features: int
     index: int
     block: int | None
+    source: bool
+
+
+@dataclass(frozen=True)
+class LinearPlace(ModulePlace):
+    """A linear layer; ``index`` counts linear layers alone, the head last.
+
+    ``plain``: it is a product with its weight, plus its bias, and nothing else.
+    """
+
+    in_features: int
+    out_features: int
     plain: bool
 
     def dense_weight(self) -> torch.Tensor | None:
@@ -45,25 +57,58 @@ class LinearPlace:
 
 @dataclass(frozen=True)
 class Sublayer:
-    """Attention or feed-forward of one block: its linear layers by path, in the order of execution."""
+    """Attention or feed-forward of one block.
+
+    ``linears``: its linear layers by path, in the order of execution. ``output``: the module that gives h, which is
+    added to the residual stream x: the last linear layer, or a norm right behind it (Gemma). ``norm_before``: the
+    norm whose input is x, or None where x is what the first linear layer is given (post-norm). ``norm_after``: the
+    norm of x + h (post-norm), or None. ``width``: of h and x.
+    """
 
     kind: SublayerKind
     block: int
     linears: tuple[str, ...]
+    output: str
+    norm_before: str | None
+    norm_after: str | None
+    width: int
+    source: bool
+
+    @property
+    def key(self) -> str:
+        """Its name: "3.feed_forward"."""
+        return f"{self.block}.{self.kind}"
+
+
+@dataclass(frozen=True)
+class EmbeddingPlace:
+    """The input embedding: every module that looks up its weight. ``vocabulary`` is how many rows that has."""
+
+    paths: tuple[str, ...]
+    vocabulary: int
+    width: int
 
 
 @dataclass(frozen=True)
 class Places:
-    """Every place of a base. ``linears`` is keyed by module path, in the order of execution, the head last."""
+    """Every place of a base.
 
+    ``linears`` is keyed by module path, in the order of execution, the head last. ``leaves`` are all modules with
+    parameters of their own that ran, the linear layers among them. ``head`` is the language head's path, or None;
+    ``embedding`` is None where transformers does not know it.
+    """
+
+    model: PreTrainedModel
     blocks: tuple[str, ...]
     linears: dict[str, LinearPlace]
+    leaves: dict[str, ModulePlace]
     sublayers: tuple[Sublayer, ...]
-    head: str
+    embedding: EmbeddingPlace | None
+    head: str | None
 
 
 def find_places(model: PreTrainedModel, *, blocks: str | None = None) -> Places:
-    """Find the blocks, linear layers and sublayers of a causal language model.
+    """Find the blocks, linear layers, sublayers and embedding of a language model of any kind.
 
     ``blocks`` is a shell pattern over module paths (``model.layers.*``) for a family whose blocks are not found.
 
@@ -72,7 +117,7 @@ def find_places(model: PreTrainedModel, *, blocks: str | None = None) -> Places:
     """
     block_modules = _named_blocks(model, blocks) if blocks else _find_blocks(model)
     _refuse_experts(model, block_modules)
-    head_path = _head_path(model)
+    head = _head_path(model)
     in_block = {
         f"{block_path}.{path}": (number, module)
         for number, (block_path, block) in enumerate(block_modules.items())
@@ -84,15 +129,26 @@ def find_places(model: PreTrainedModel, *, blocks: str | None = None) -> Places:
             f"no linear layers in the blocks of {type(model).__name__} ({next(iter(block_modules))}, …)",
             hint=_HOW_TO_NAME,
         )
-    order = _execution_order(model, {path: module for path, (_, module) in in_block.items()})
+    calls = probe(model)
+    order = [*dict.fromkeys(call.path for call in calls if call.path in in_block)]
+    order += [path for path in in_block if path not in order]
+    source = {call.path: call.source for call in calls}
     linears: dict[str, LinearPlace] = {}
     for path in order:
         number, module = in_block[path]
-        linears[path] = _linear_place(path, module, len(linears), number)
-    head = model.get_submodule(head_path)
-    if is_linear(head):
-        linears[head_path] = _linear_place(head_path, head, len(linears), None)
-    return Places(tuple(block_modules), linears, tuple(_sublayers(model, linears, tuple(block_modules))), head_path)
+        linears[path] = _linear_place(path, module, len(linears), number, source.get(path, False))
+    if head is not None and is_linear(model.get_submodule(head)):
+        linears[head] = _linear_place(head, model.get_submodule(head), len(linears), None, False)
+    paths = tuple(block_modules)
+    return Places(
+        model,
+        paths,
+        linears,
+        _leaves(calls, linears, paths),
+        tuple(_sublayers(model, linears, paths, calls)),
+        _embedding(model),
+        head,
+    )
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -152,21 +208,20 @@ def _refuse_experts(model: nn.Module, blocks: dict[str, nn.Module]) -> None:
                 )
 
 
-def _head_path(model: PreTrainedModel) -> str:
+def _head_path(model: PreTrainedModel) -> str | None:
+    """The language head, or None (an encoder without one)."""
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    for path, module in model.named_modules():
-        if module is head:
-            return str(path)
-    raise UserError(f"{type(model).__name__} has no language head", hint="graftlm adapts causal language models.")
+    return next((str(path) for path, module in model.named_modules() if module is head), None)
 
 
-def _linear_place(path: str, module: nn.Module, index: int, block: int | None) -> LinearPlace:
+def _linear_place(path: str, module: nn.Module, index: int, block: int | None, source: bool) -> LinearPlace:
     if isinstance(module, Conv1D):
         fan_in, fan_out = module.nx, module.nf
     else:
         assert isinstance(module, nn.Linear)
         fan_in, fan_out = module.in_features, module.out_features
-    return LinearPlace(path, module, int(fan_in), int(fan_out), index, block, _is_plain(module, int(fan_in)))
+    plain = _is_plain(module, int(fan_in))
+    return LinearPlace(path, module, index, block, source, int(fan_in), int(fan_out), plain)
 
 
 def _weight(module: nn.Module) -> torch.Tensor:
@@ -190,36 +245,97 @@ def _is_plain(module: nn.Module, fan_in: int) -> bool:
     return bool(((module(x) - expected).abs() <= room).all())
 
 
-@torch.no_grad()
-def _execution_order(model: PreTrainedModel, linears: dict[str, nn.Module]) -> list[str]:
-    """Paths in the order in which they first run on two tokens; those that did not run come last."""
-    order: dict[str, None] = {}
-    handles = [
-        module.register_forward_pre_hook(lambda _module, _args, path=path: order.setdefault(path))
-        for path, module in linears.items()
-    ]
-    try:
-        device = next(model.parameters()).device
-        model(input_ids=torch.tensor([[0, 1]], device=device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [*order, *(path for path in linears if path not in order)]
-
-
-def _sublayers(model: nn.Module, linears: dict[str, LinearPlace], blocks: tuple[str, ...]) -> Iterator[Sublayer]:
-    """Linear layers under a module whose class is called …Attention… are attention; the others feed-forward."""
-    kinds: dict[tuple[int, SublayerKind], list[str]] = {}
-    for path, place in linears.items():
-        if place.block is None:
+def _leaves(calls: list[Call], linears: dict[str, LinearPlace], blocks: tuple[str, ...]) -> dict[str, ModulePlace]:
+    found: dict[str, ModulePlace] = {}
+    for call in calls:
+        if call.path in found or not call.by_token or not any(True for _ in call.module.parameters(recurse=False)):
             continue
-        kind: SublayerKind = "attention" if _under_attention(model, blocks[place.block], path) else "feed_forward"
-        kinds.setdefault((place.block, kind), []).append(path)
-    for (block, kind), paths in sorted(kinds.items()):
-        yield Sublayer(kind, block, tuple(paths))
+        block = next((number for number, path in enumerate(blocks) if call.path.startswith(path + ".")), None)
+        place = ModulePlace(call.path, call.module, len(linears) + len(found), block, call.source)
+        found[call.path] = linears.get(call.path, place)
+    return found
 
 
-def _under_attention(model: nn.Module, block: str, path: str) -> bool:
+def _embedding(model: PreTrainedModel) -> EmbeddingPlace | None:
+    try:
+        weight: Any = model.get_input_embeddings().weight
+    except (NotImplementedError, AttributeError):
+        return None
+    paths = [
+        path
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Embedding) and module.weight is weight
+    ]
+    return EmbeddingPlace(tuple(paths), int(weight.shape[0]), int(weight.shape[1]))
+
+
+def _sublayers(
+    model: nn.Module, linears: dict[str, LinearPlace], blocks: tuple[str, ...], calls: list[Call]
+) -> Iterator[Sublayer]:
+    """Linear layers under a module whose class is called …Attention… are attention; the others feed-forward."""
+    groups: dict[tuple[int, str], list[LinearPlace]] = {}
+    for path, place in linears.items():
+        if place.block is not None:
+            owner = _attention_owner(model, blocks[place.block], path)
+            groups.setdefault((place.block, owner), []).append(place)
+    ran = {call.path for call in calls}
+    found = []
+    for (block, owner), places in groups.items():
+        paths = tuple(place.path for place in places)
+        if not owner:
+            kind: SublayerKind = "feed_forward"
+        else:
+            kind = "cross_attention" if len({place.source for place in places}) == 2 else "attention"
+        flow = _flow(calls, paths) if ran.issuperset(paths) else _Flow(paths[-1], None, None)
+        width, source = places[-1].out_features, places[-1].source
+        found.append(Sublayer(kind, block, paths, flow.output, flow.norm_before, flow.norm_after, width, source))
+    order = ("attention", "cross_attention", "feed_forward")
+    return iter(sorted(found, key=lambda sublayer: (sublayer.block, order.index(sublayer.kind))))
+
+
+def _attention_owner(model: nn.Module, block: str, path: str) -> str:
+    """The outermost attention module that a linear layer of a block is in; empty where there is none."""
     parts = path[len(block) + 1 :].split(".")[:-1]
     parents = [".".join([block, *parts[: n + 1]]) for n in range(len(parts))]
-    return any("attention" in type(model.get_submodule(parent)).__name__.lower() for parent in parents)
+    owners = (parent for parent in parents if "attention" in type(model.get_submodule(parent)).__name__.lower())
+    return next(owners, "")
+
+
+@dataclass(frozen=True)
+class _Flow:
+    output: str
+    norm_before: str | None
+    norm_after: str | None
+
+
+def _flow(calls: list[Call], linears: tuple[str, ...]) -> _Flow:
+    """What stands before and behind a sublayer: told by which tensors are handed on, and by what is added to what."""
+    paths = [call.path for call in calls]
+    begin, end = paths.index(linears[0]), paths.index(linears[-1])
+    first, last = calls[begin], calls[end]
+    before = next((call for call in calls[:begin] if _is_norm(call, first.x) and _same(call.y, first.x)), None)
+    behind = [call for call in calls[end + 1 :] if _is_norm(call, last.y)]
+    if behind and _same(behind[0].x, last.y):  # a norm of the output alone, before it is added (Gemma)
+        last, behind = behind[0], behind[1:]
+    h, x = last.y.flatten(), first.x.flatten()
+    added = behind[0].x.flatten() - h if behind and behind[0].x.numel() == h.numel() else None
+    if added is not None and added.shape == x.shape and _close(added, x):
+        return _Flow(last.path, None, behind[0].path)
+    return _Flow(last.path, before.path if before else None, None)
+
+
+def _is_norm(call: Call, like: torch.Tensor) -> bool:
+    """Whether a call is of a norm over vectors as wide as ``like``'s."""
+    weights = list(call.module.parameters(recurse=False))
+    named = "norm" in type(call.module).__name__.lower()
+    one_dimensional = bool(weights) and all(weight.dim() == 1 for weight in weights)
+    return (named or one_dimensional) and call.x.shape == call.y.shape and call.y.shape[-1] == like.shape[-1]
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    room = 64 * torch.finfo(one.dtype).eps * float(one.abs().max() + other.abs().max())
+    return bool(((one - other).abs() <= room).all())

@@ -133,7 +133,7 @@ def _round(model: AdaptedModel, active: list[Progress], settings: RunSettings, w
     rows: list[RoutedRow] = []
     statistics: dict[str, Any] = {}
     for run in active:
-        step_rows = run.task.step_rows(run.step)
+        step_rows = run.step_rows()
         statistics[run.task.adapter] = run.task.objective.statistics([row.row for row in step_rows])
         owners += [run] * len(step_rows)
         rows += step_rows
@@ -148,6 +148,10 @@ def _round(model: AdaptedModel, active: list[Progress], settings: RunSettings, w
         for name, part in parts.items():
             losses[name] += float(part.detach())
     for run in active:
+        penalty = run.adapter.penalty()
+        if penalty is not None:
+            penalty.backward()  # type: ignore[no-untyped-call]
+            losses[run.task.adapter] += float(penalty.detach())
         own = [row for row, owner in zip(rows, owners, strict=True) if owner is run]
         _step(model, run, losses[run.task.adapter], own, watch)
     return sum(len(row.row.ids) for row in rows), padded
@@ -189,9 +193,12 @@ def _step(model: AdaptedModel, run: Progress, loss: float, rows: list[RoutedRow]
     run.keep_good()
     rate = learning_rate(task.settings, run.step, run.total)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]
     clip_gradients(run.parameters, norm, task.settings.max_grad_norm)
     run.optimizer.step()
+    if run.adapter.stepped(run.step + 1, run.total):
+        model.drop_views(task.adapter)
+        run.reshape()
     run.optimizer.zero_grad(set_to_none=False)
     broken = non_finite_parameter(run.adapter)
     if broken is not None:  # said now: after the last step no loss would show it

@@ -11,10 +11,19 @@ from torch import nn
 from graftlm.training.settings import AdapterTraining
 
 
-def build_optimizer(parameters: Sequence[nn.Parameter], settings: AdapterTraining) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over one adapter's parameters."""
+def build_optimizer(
+    parameters: Sequence[nn.Parameter], settings: AdapterTraining, scales: Sequence[float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) over one adapter's parameters.
+
+    ``scales``: the learning rate of each parameter as a multiple of the adapter's; 1 where it is left out. Each
+    group of the optimizer has its multiple as ``scale``.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter, scale in zip(parameters, scales or [1.0] * len(parameters), strict=True):
+        groups.setdefault(scale, []).append(parameter)
     return torch.optim.AdamW(
-        parameters,
+        [{"params": members, "scale": scale} for scale, members in groups.items()],
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,

@@ -72,11 +72,15 @@ class Task:
             digest.update(array("q", row.ids).tobytes() + b"|" + bytes(row.supervised) + b"|")
         return digest.hexdigest()
 
-    def step_rows(self, step: int) -> list[RoutedRow]:
-        """The rows of optimizer step ``step``, each with the dropout seed of this adapter, step and row."""
+    def step_rows(self, step: int, view: str | None = None) -> list[RoutedRow]:
+        """The rows of optimizer step ``step``, each with the dropout seed of this adapter, step and row.
+
+        ``view``: the form of the adapter that is trained at this step; see :meth:`Adapter.training_view`.
+        """
         seed = mix_seed(self.settings.seed, self.adapter, "dropout", step)
+        name = self.adapter if view is None else f"{self.adapter}@{view}"
         return [
-            RoutedRow(self.rows[index], self.stack, ((self.adapter, mix_seed(seed, index)),))
+            RoutedRow(self.rows[index], (*self.under, name), ((name, mix_seed(seed, index)),))
             for index in self.steps[step]
         ]
 
@@ -106,12 +110,35 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.parameters = [parameter for parameter in self.adapter.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(self.parameters, self.task.settings)
+        self._take_parameters()
+
+    def _take_parameters(self) -> None:
+        """Make the optimizer of the parameters that the adapter has now."""
+        named = {name: value for name, value in self.adapter.named_parameters() if value.requires_grad}
+        self._optimised = named
+        self.parameters = list(named.values())
+        scales = [self.adapter.learning_rate_scale(name) for name in named]
+        self.optimizer = build_optimizer(self.parameters, self.task.settings, scales)
         # Made before any activation, and kept: gradients that the backward pass allocates among the activations, and
         # that outlive them, leave the heap in pieces. What someone left there is no part of the first step.
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
+
+    def step_rows(self) -> list[RoutedRow]:
+        """The rows of the next optimizer step."""
+        return self.task.step_rows(self.step, self.adapter.training_view(self.task.settings.seed, self.step))
+
+    def reshape(self) -> None:
+        """Go on with parameters that changed shape: their moments stay, what was best with the old ones goes."""
+        old = {name: dict(self.optimizer.state.get(value, {})) for name, value in self._optimised.items()}
+        self._take_parameters()
+        for name, value in self._optimised.items():
+            if old.get(name):
+                self.optimizer.state[value] = {
+                    key: self.adapter.kept_moments(name, moment) if moment.dim() else moment
+                    for key, moment in old[name].items()
+                }
+        self.best_tensors, self.good_tensors, self.best_loss = {}, {}, None
 
     @property
     def total(self) -> int:
@@ -133,7 +160,7 @@ class Progress:
     def tensors(self) -> dict[str, torch.Tensor]:
         """A copy-free view of everything that is a tensor: parameters, moments, best parameters."""
         named = {f"parameter.{name}": value for name, value in self.adapter.state_dict().items()}
-        for (name, _), parameter in zip(self.adapter.named_parameters(), self.parameters, strict=True):
+        for name, parameter in self._optimised.items():
             moments = self.optimizer.state.get(parameter, {})
             named |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step") if key in moments}
         named |= {f"best.{name}": value for name, value in self.best_tensors.items()}
@@ -145,7 +172,8 @@ class Progress:
         for key, value in state.items():
             setattr(self, key, value)
         own = {name.removeprefix("parameter."): value for name, value in tensors.items()}
-        self.adapter.load_state_dict({name: own[name] for name in self.adapter.state_dict()})
+        self.adapter.adopt(own)
+        self._take_parameters()
         for name, parameter in self.adapter.named_parameters():
             if f"step.{name}" in tensors:
                 self.optimizer.state[parameter] = {

@@ -1,0 +1,136 @@
+"""What goes into a call beside the routing: virtual tokens put in, positions counted, outputs lined up again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from graftlm.adapters.virtual import expand
+from graftlm.base.places import Places
+from graftlm.errors import UserError
+
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Ids (rows, length), mask (rows, cached + length) or None, and what else goes to the base.
+
+    ``columns`` (rows, given length): where each column that was given stands, if virtual tokens were put in.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor | None
+    kwargs: dict[str, Any]
+    columns: torch.Tensor | None = None
+
+    @property
+    def cached(self) -> int:
+        """How many positions a cache of keys and values holds already."""
+        cache = self.kwargs.get("past_key_values")
+        return 0 if cache is None else int(cache.get_seq_length())
+
+
+def with_virtual_tokens(given: Inputs, counts: Sequence[int], places: Places) -> Inputs:
+    """Put each row's virtual tokens in front, where it has any and the ids hold none.
+
+    With a cache they went in with the first ids, and only the mask grows. Labels grow by ignored ones.
+    """
+    if not any(counts) or places.embedding is None or bool((given.ids >= places.embedding.vocabulary).any()):
+        return given
+    if given.kwargs.get("position_ids") is not None:
+        raise UserError(
+            "position_ids beside adapters with virtual tokens, which shift them",
+            hint="Leave them out, or put the virtual tokens into the ids yourself.",
+        )
+    if given.cached:
+        if given.mask is None:
+            raise UserError("a cache beside virtual tokens needs the attention_mask of all tokens so far")
+        grown = expand(torch.zeros_like(given.mask), given.mask, counts, places.embedding.vocabulary)
+        return Inputs(given.ids, grown.mask, given.kwargs)
+    expansion = expand(given.ids, given.mask, counts, places.embedding.vocabulary)
+    kwargs = dict(given.kwargs)
+    labels = kwargs.get("labels")
+    if labels is not None and "decoder_input_ids" not in kwargs:
+        empty = labels.new_full(expansion.ids.shape, IGNORED_LABEL)
+        kwargs["labels"] = empty.scatter(1, expansion.columns, labels)
+    return Inputs(expansion.ids, expansion.mask, kwargs, expansion.columns)
+
+
+def check_length(inputs: Inputs, prefixes: Sequence[int] | None, context: int) -> None:
+    """See that ids, virtual tokens and prefix fit into the context together.
+
+    Raises:
+        UserError: they do not.
+    """
+    most = max(prefixes) if prefixes else 0
+    added = inputs.ids.shape[1] - inputs.columns.shape[1] if inputs.columns is not None else 0
+    if (most or added) and inputs.cached + inputs.ids.shape[1] + most > context:
+        raise UserError(
+            f"{inputs.cached + inputs.ids.shape[1] - added} tokens, {added} virtual tokens and a prefix of {most} "
+            f"do not fit into the context of {context}",
+            hint="Shorten the rows, or use fewer virtual tokens.",
+        )
+
+
+@dataclass(frozen=True)
+class PositionIds:
+    """How a base takes positions: whether as ``position_ids``, and which is the first."""
+
+    taken: bool
+    first: int
+
+    @staticmethod
+    def of(backbone: nn.Module) -> PositionIds:
+        """RoBERTa counts on from its padding index, all others from nought."""
+        first = 0
+        for path, embedding in backbone.named_modules():
+            if path.endswith("position_embeddings") and isinstance(embedding, nn.Embedding):
+                first = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
+        return PositionIds("position_ids" in inspect.signature(backbone.forward).parameters, first)
+
+    def __call__(self, inputs: Inputs, prefixes: Sequence[int] | None) -> dict[str, torch.Tensor]:
+        """``position_ids`` (rows, length), where the base would not count them so by itself; else nothing.
+
+        A row's positions begin with its first real token, wherever padding puts it, and a prefix shifts them.
+        """
+        if not self.taken:
+            return {}
+        rows, length = inputs.ids.shape
+        count = inputs.kwargs.get("position_ids")
+        if count is None:
+            if inputs.mask is not None:
+                count = (inputs.mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:] + self.first
+            elif prefixes is not None:
+                count = (torch.arange(length, device=inputs.ids.device) + inputs.cached + self.first).expand(rows, -1)
+            else:
+                return {}
+        if prefixes is not None:
+            count = count + torch.tensor(prefixes, device=count.device)[:, None]
+        return {"position_ids": count}
+
+
+def realigned(output: Any, inputs: Inputs) -> Any:
+    """The output with its columns those of the ids that were given."""
+    if inputs.columns is None:
+        return output
+    if "encoder_last_hidden_state" in output:
+        if output.encoder_last_hidden_state is not None:
+            output["encoder_last_hidden_state"] = _columns(output.encoder_last_hidden_state, inputs.columns)
+        return output
+    full = inputs.ids.shape[1]
+    for key, value in list(output.items()):
+        if key in ("logits", "last_hidden_state") and value.shape[1] == full:
+            output[key] = _columns(value, inputs.columns)
+        elif key == "hidden_states" and value is not None:
+            output[key] = tuple(_columns(state, inputs.columns) for state in value)
+    return output
+
+
+def _columns(value: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    return value.gather(1, columns[:, :, None].expand(-1, -1, value.shape[-1]))

@@ -1,0 +1,124 @@
+"""A module with adapters beside it: linear layers, norms and embeddings, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from graftlm.adapters.grouped import Group, Product, adapted_linear, add_low_rank, add_to_spans
+from graftlm.adapters.method import Change, LowRank, Update
+from graftlm.adapters.routing import Routing, Span, current_routing
+from graftlm.base.places import LinearPlace, ModulePlace
+
+
+class ModuleSite:
+    """Takes the place of ``forward`` on one module instance, as long as an adapter has an update there."""
+
+    def __init__(self, place: ModulePlace) -> None:
+        self.place = place
+        self.updates: dict[str, Update] = {}
+        self._base_forward: Callable[..., torch.Tensor] = place.module.forward
+        self._override = place.module.__dict__.get("forward")  # another library's, such as accelerate's
+        place.module.forward = self.forward
+
+    def detach(self) -> None:
+        """Give the module the ``forward`` back that it had."""
+        del self.place.module.__dict__["forward"]
+        if self._override is not None:
+            self.place.module.forward = self._override
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        routing = current_routing()
+        if routing is not None and self.place.source and routing.source is not None:
+            routing = routing.source
+        names = [name for name in routing.spans if name in self.updates] if routing is not None else []
+        if routing is None or not names:
+            return self._base_forward(x, *args, **kwargs)
+        flat, shape = self._by_token(x, routing)
+        low_rank = {name: update for name in names if isinstance(update := self.updates[name], LowRank)}
+        changes = {name: update for name in names if isinstance(update := self.updates[name], Change)}
+        flat = _prepared(flat, routing, changes)
+        if not changes:
+            y = self._with_low_rank(flat, routing, low_rank)
+        elif low_rank and _share_tokens(routing, low_rank, changes):
+            base = self._base_forward(flat)
+            y = add_low_rank(base.clone(), flat, *self._product(routing, low_rank))
+            y = add_to_spans(y, _deltas(flat, base, routing, changes))
+        else:
+            y = self._with_low_rank(flat, routing, low_rank)
+            y = add_to_spans(y, _deltas(flat, y, routing, changes))
+        return y.view(*shape, *y.shape[1:])
+
+    def _by_token(self, x: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Size]:
+        """The input with its tokens in one dimension, and the shape that they had."""
+        if isinstance(self.place.module, nn.Embedding):
+            if x.numel() != routing.tokens and routing.tokens % x.numel() == 0:  # positions, one row for all
+                x = x.expand(routing.tokens // x.numel(), -1)
+            flat, shape = x.reshape(-1), x.shape
+        elif x.dim() > 3:
+            flat, shape = x.flatten(0, 1), x.shape[:2]
+        else:
+            flat, shape = x.reshape(-1, x.shape[-1]), x.shape[:-1]
+        if flat.shape[0] != routing.tokens:
+            raise RuntimeError(
+                f"{self.place.path} ran on {flat.shape[0]} tokens, but the routing covers {routing.tokens}: "
+                "this layer sees other tokens than the batch, and cannot be routed by them"
+            )
+        return flat, shape
+
+    def _with_low_rank(self, flat: torch.Tensor, routing: Routing, updates: Mapping[str, LowRank]) -> torch.Tensor:
+        """The base's output plus the low-rank updates, in one product where the weight is plain."""
+        if not updates:
+            return self._base_forward(flat)
+        product, factors = self._product(routing, updates)
+        weight = self.place.dense_weight() if isinstance(self.place, LinearPlace) else None
+        if weight is not None:
+            return adapted_linear(flat, weight, _bias(self.place.module), product, factors)
+        return add_low_rank(self._base_forward(flat), flat, product, factors)
+
+    def _product(
+        self, routing: Routing, updates: Mapping[str, LowRank]
+    ) -> tuple[Product, list[tuple[torch.Tensor, torch.Tensor]]]:
+        groups = tuple(
+            Group(name, routing.spans[name], update.scale, update.dropout) for name, update in updates.items()
+        )
+        return Product(groups, routing, self.place.index), [update.factors() for update in updates.values()]
+
+
+def _bias(module: nn.Module) -> torch.Tensor | None:
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, torch.Tensor) else None
+
+
+def _share_tokens(routing: Routing, one: Mapping[str, Update], other: Mapping[str, Update]) -> bool:
+    """Whether any token is served by one of each."""
+    return any(
+        any(name in one for name in segment.stack) and any(name in other for name in segment.stack)
+        for segment in routing.segments
+    )
+
+
+def _prepared(x: torch.Tensor, routing: Routing, changes: Mapping[str, Change]) -> torch.Tensor:
+    """The input after what changes do to it, on their own tokens."""
+    for name, change in changes.items():
+        if change.prepares:
+            parts = [(span, change.prepare(part) - part) for span, part in _parts(x, routing.spans[name])]
+            x = add_to_spans(x, parts)
+    return x
+
+
+def _deltas(
+    x: torch.Tensor, y: torch.Tensor, routing: Routing, changes: Mapping[str, Change]
+) -> list[tuple[Span, torch.Tensor]]:
+    return [
+        (span, change(x[span.start : span.stop], y[span.start : span.stop]))
+        for name, change in changes.items()
+        for span in routing.spans[name]
+    ]
+
+
+def _parts(x: torch.Tensor, spans: tuple[Span, ...]) -> list[tuple[Span, torch.Tensor]]:
+    return [(span, x[span.start : span.stop]) for span in spans]

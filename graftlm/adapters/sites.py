@@ -1,0 +1,57 @@
+"""The sites of a base: which adapters have a part where. A site exists as long as an adapter uses its place."""
+
+from __future__ import annotations
+
+from graftlm.adapters.method import Adapter
+from graftlm.adapters.module_site import ModuleSite
+from graftlm.adapters.sublayer_site import SublayerSite
+from graftlm.adapters.virtual import EmbeddingSite
+from graftlm.base.places import Places
+from graftlm.errors import UserError
+
+
+class Sites:
+    """Attaches the parts of adapters to the places of one base, and takes them away again."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.modules: dict[str, ModuleSite] = {}
+        self.sublayers: dict[str, SublayerSite] = {}
+        self.embedding: EmbeddingSite | None = None
+
+    def attach(self, name: str, adapter: Adapter) -> None:
+        """Put every part of an adapter at its place, under ``name``.
+
+        Raises:
+            UserError: the base has no input embedding that virtual tokens could be looked up in.
+        """
+        if adapter.virtual is not None:
+            if self.places.embedding is None:
+                raise UserError(f"{type(self.places.model).__name__} has no input embedding for virtual tokens")
+            self.embedding = self.embedding or EmbeddingSite(self.places.embedding, self.places.model)
+            self.embedding.tokens[name] = adapter.virtual
+        for path, update in adapter.linear.items():
+            if path not in self.modules:
+                self.modules[path] = ModuleSite(self.places.linears.get(path) or self.places.leaves[path])
+            self.modules[path].updates[name] = update
+        sublayers = {sublayer.key: sublayer for sublayer in self.places.sublayers}
+        for key, change in adapter.sublayers.items():
+            if key not in self.sublayers:
+                self.sublayers[key] = SublayerSite(sublayers[key], self.places.model)
+            self.sublayers[key].updates[name] = change
+
+    def detach(self, name: str, adapter: Adapter) -> None:
+        """Take an adapter's parts away; places that no adapter uses any more are as they were."""
+        for key in adapter.sublayers:
+            del self.sublayers[key].updates[name]
+            if not self.sublayers[key].updates:
+                self.sublayers.pop(key).detach()
+        for path in adapter.linear:
+            del self.modules[path].updates[name]
+            if not self.modules[path].updates:
+                self.modules.pop(path).detach()
+        if adapter.virtual is not None and self.embedding is not None:
+            del self.embedding.tokens[name]
+            if not self.embedding.tokens:
+                self.embedding.detach()
+                self.embedding = None

@@ -1,0 +1,97 @@
+"""What an adapter's folder holds, as values; and filling a module from tensors, with errors for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import nn
+
+from graftlm.errors import UserError
+
+if TYPE_CHECKING:
+    from graftlm.adapters.method import Adapter
+    from graftlm.base.places import Places
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Tensors by name, and peft's adapter_config.json where peft has such a kind of adapter.
+
+    ``folder`` is where it was read from, for error messages.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    peft: dict[str, Any] | None
+    folder: Path = field(default_factory=Path)
+
+
+@torch.no_grad()
+def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path | None = None) -> None:
+    """Copy tensors into a module's parameters and buffers, by name.
+
+    Raises:
+        UserError: one is missing, too much, or of another shape.
+    """
+    where = f"the adapter {folder}" if folder is not None else "the adapter"
+    own = module.state_dict()
+    missing, extra = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+    if missing or extra:
+        name = min(missing or extra)
+        raise UserError(
+            f"{where}: the tensor {name} is {'missing' if missing else 'of no use to this method'}",
+            hint="The file was cut short or written by something else; copy the adapter folder again.",
+        )
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise UserError(
+                f"{where} does not fit this base: {name} is {tuple(tensors[name].shape)}, "
+                f"and {tuple(tensor.shape)} is needed",
+                hint="It was trained on another base.",
+            )
+        tensor.copy_(tensors[name])
+
+
+class PeftReader(Protocol):
+    """Makes an adapter of what peft wrote.
+
+    Raises:
+        UserError: it has something that graftlm cannot read, or does not fit the base.
+    """
+
+    def __call__(self, stored: Stored, places: Places, *, device: torch.device) -> Adapter: ...
+
+
+_READERS: dict[str, PeftReader] = {}
+
+
+def register_peft_kind(kind: str) -> Callable[[PeftReader], PeftReader]:
+    """Decorator: make a function the reader of peft's adapters of one ``peft_type``."""
+
+    def register(reader: PeftReader) -> PeftReader:
+        _READERS[kind] = reader
+        return reader
+
+    return register
+
+
+def peft_readers() -> Mapping[str, PeftReader]:
+    """The readers by peft_type."""
+    return dict(_READERS)
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def checked(schema: type[Checked], value: Mapping[str, Any], path: Path) -> Checked:
+    """Validate what a JSON file holds; the error names file and key."""
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}") from error

@@ -1,0 +1,67 @@
+"""A sublayer with adapters behind or beside it, by forward hooks on the modules around it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+
+from graftlm.adapters.grouped import add_to_spans
+from graftlm.adapters.method import SublayerChange
+from graftlm.adapters.routing import Routing, current_routing
+from graftlm.base.places import Sublayer
+
+
+class SublayerSite:
+    """Adds to a sublayer's output h what its adapters make of h and the residual stream x.
+
+    x is the input of the norm before the sublayer, or of its first linear layer in a post-norm model. It is kept,
+    by thread, from there until the output is made.
+    """
+
+    def __init__(self, place: Sublayer, model: nn.Module) -> None:
+        self.place = place
+        self.updates: dict[str, SublayerChange] = {}
+        self._kept = threading.local()
+        start = place.norm_before or place.linears[0]
+        self._norm = model.get_submodule(place.norm_after) if place.norm_after else None
+        self._handles = [
+            model.get_submodule(start).register_forward_pre_hook(self._keep),
+            model.get_submodule(place.output).register_forward_hook(self._add),
+        ]
+
+    def detach(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _routing(self) -> tuple[Routing | None, list[str]]:
+        routing = current_routing()
+        if routing is not None and self.place.source and routing.source is not None:
+            routing = routing.source
+        return routing, [name for name in routing.spans if name in self.updates] if routing is not None else []
+
+    def _keep(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._routing()[1]:
+            self._kept.x = args[0]
+
+    def _add(self, _module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        routing, names = self._routing()
+        if routing is None or not names:
+            return None
+        h = output.reshape(-1, output.shape[-1])
+        x = self._kept.x.reshape(h.shape)
+        del self._kept.x
+        if h.shape[0] != routing.tokens:
+            raise RuntimeError(
+                f"{self.place.output} ran on {h.shape[0]} tokens, but the routing covers {routing.tokens}: "
+                "this layer sees other tokens than the batch, and cannot be routed by them"
+            )
+        parts = [
+            (span, self.updates[name](h[span.start : span.stop], x[span.start : span.stop], self._norm))
+            for name in names
+            for span in routing.spans[name]
+        ]
+        return add_to_spans(h, parts).view(output.shape)
