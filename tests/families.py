@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from graftlm import AdaptedModel
 from graftlm.adapters.method import Adapter
+from graftlm.base.loading import model_class
 
 VOCABULARY = 67
 LAYERS = 2
@@ -64,16 +65,50 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+_ENCODER = {"initializer_range": 0.15, "max_position_embeddings": 64}
+#: encoders: with a language head, but for the last
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertConfig", {**_ENCODER, "architectures": ["BertForMaskedLM"]}),
+    "roberta": ("RobertaConfig", {**_ENCODER, "pad_token_id": 1, "architectures": ["RobertaForMaskedLM"]}),
+    "bare_bert": ("BertConfig", {**_ENCODER, "architectures": ["BertModel"]}),
+}
+ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": (
+        "T5Config",
+        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": LAYERS, "num_heads": 4, "decoder_start_token_id": 0},
+    ),
+    "bart": (
+        "BartConfig",
+        {
+            "d_model": 32,
+            "encoder_layers": LAYERS,
+            "decoder_layers": LAYERS,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "init_std": 0.15,
+            "decoder_start_token_id": 2,
+        },
+    ),
+}
+_TWO_SEQUENCES = ("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+
+
 def family_config(family: str) -> Any:
     """A tiny config of a family."""
-    name, settings = FAMILIES[family]
+    if family in ENCODER_DECODERS:
+        name, settings = ENCODER_DECODERS[family]
+        return getattr(transformers, name)(**({key: _COMMON[key] for key in _TWO_SEQUENCES} | settings))
+    name, settings = (FAMILIES | ENCODERS)[family]
     return getattr(transformers, name)(**(_COMMON | settings))
 
 
 @cache
 def _original(family: str, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(family_config(family), dtype=torch.float32)
+    config = family_config(family)
+    model = model_class(config).from_config(config, dtype=torch.float32)
     # Biases start at 0 and norms at 1: a fault in either would not show.
     with torch.no_grad():
         for parameter in model.parameters():

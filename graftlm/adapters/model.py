@@ -20,7 +20,7 @@ from graftlm.adapters.routing import Call, Routing, RowAdapters, Stack, as_stack
 from graftlm.adapters.sites import Sites
 from graftlm.base.fingerprint import base_fingerprint
 from graftlm.base.head import backbone, language_head
-from graftlm.base.loading import LoadedBase, context_length, freeze, load_base
+from graftlm.base.loading import Kind, LoadedBase, base_kind, context_length, freeze, load_base
 from graftlm.base.memory import tune_allocator
 from graftlm.base.places import find_places
 from graftlm.errors import UserError, unknown_name
@@ -83,6 +83,16 @@ class AdaptedModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.base.dtype
+
+    @property
+    def kind(self) -> Kind:
+        """Whether the base is a decoder, an encoder or an encoder-decoder."""
+        return base_kind(self.base.config)
+
+    @property
+    def has_language_head(self) -> bool:
+        """Whether the base predicts tokens."""
+        return self._score is not None
 
     @property
     def vocabulary(self) -> int:
@@ -299,7 +309,15 @@ class AdaptedModel:
         """Logits (tokens, vocabulary) of final hidden states (tokens, hidden): head, caps and scales included.
 
         ``routing`` of these very tokens is needed only where an adapter changes the head.
+
+        Raises:
+            UserError: the base has no language head.
         """
+        if self._score is None:
+            raise UserError(
+                f"{self.name} is an encoder without a language head: it predicts no tokens",
+                hint="Give its adapters a head of their own, such as head: {type: classifier}.",
+            )
         with routed(routing if self.head_is_adapted else None):
             return self._score(hidden)
 

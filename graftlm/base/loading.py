@@ -1,4 +1,4 @@
-"""Load a pretrained causal language model as a frozen base."""
+"""Load a pretrained language model of any kind as a frozen base."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils import logging
 
 from graftlm.errors import UserError, unknown_name
 
 EMBEDDED = ("tiny",)
+Kind = Literal["decoder", "encoder", "encoder-decoder"]
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -53,7 +58,7 @@ def load_base(name: str, *, dtype: str = "auto", device: str = "auto") -> Loaded
     GPU (bfloat16 where it was stored as float32); ``device`` "auto" takes the GPU if there is one.
 
     Raises:
-        UserError: the folder holds no causal language model that transformers knows, or pickled weights only.
+        UserError: the folder holds no language model that transformers knows, or pickled weights only.
     """
     source = resolve_base(name)
     chosen_device = choose_device(device)
@@ -62,7 +67,7 @@ def load_base(name: str, *, dtype: str = "auto", device: str = "auto") -> Loaded
     with quiet_loading() if Path(source).is_dir() else nullcontext():
         model = _call(
             name,
-            AutoModelForCausalLM.from_pretrained,
+            model_class(config).from_pretrained,
             source,
             config=config,
             dtype=chosen_dtype,
@@ -70,6 +75,29 @@ def load_base(name: str, *, dtype: str = "auto", device: str = "auto") -> Loaded
             trust_remote_code=False,
         )
     return LoadedBase(name, source, freeze(model.to(chosen_device)), load_tokenizer(name))
+
+
+def base_kind(config: Any) -> Kind:
+    """What a base reads and predicts.
+
+    A decoder predicts each next token; an encoder sees all tokens at once, and predicts masked ones if it has a
+    language head; an encoder-decoder reads one sequence and predicts another.
+    """
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    return "encoder" if encoder else "decoder"
+
+
+def model_class(config: Any) -> Any:
+    """transformers' class for a kind; an encoder without a language head in its checkpoint gets none."""
+    kind = base_kind(config)
+    if kind == "encoder-decoder":
+        return AutoModelForSeq2SeqLM
+    if kind == "decoder":
+        return AutoModelForCausalLM
+    masked = any(name.endswith("ForMaskedLM") for name in config.architectures or ())
+    return AutoModelForMaskedLM if masked else AutoModel
 
 
 @contextmanager
@@ -170,5 +198,5 @@ def _call(name: str, function: Any, *args: Any, **kwargs: Any) -> Any:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"base '{name}' could not be loaded: {first}",
-            hint="graftlm reads causal language models that transformers knows: safetensors, no remote code.",
+            hint="graftlm reads language models that transformers knows: safetensors, no remote code.",
         ) from error
