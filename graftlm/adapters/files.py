@@ -3,7 +3,7 @@
 ``adapter_config.json`` and ``adapter_model.safetensors`` are peft's own two files; a method that peft does not know
 has no ``adapter_config.json``. ``graftlm.json`` holds the method's settings, the base's fingerprint, and the notes
 that travel with the adapter: chat template, recipe, data counts, metrics, versions. Folders that peft wrote have none
-and load all the same.
+and load all the same. An adapter's own head, where it has one, is in ``head.safetensors``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from graftlm.adapters.heads import ClassHead
 from graftlm.adapters.method import MethodConfig, methods
 from graftlm.adapters.stored import PeftReader, Stored, checked, peft_readers
 from graftlm.base.files import write_folder
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from graftlm.adapters.model import AdaptedModel
 
 CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "graftlm.json"
+HEAD = "head.safetensors"
 FORMAT = 1
-_OWN = (CONFIG, WEIGHTS, NOTES, "README.md")  # peft writes a README.md
+_OWN = (CONFIG, WEIGHTS, NOTES, HEAD, "README.md")  # peft writes a README.md
 _PREFIX = "base_model.model."
 
 
@@ -60,6 +62,9 @@ def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
 
     def fill(fresh: Path) -> None:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        if adapter.head is not None:
+            head = {key: tensor.detach().cpu().contiguous() for key, tensor in adapter.head.state_dict().items()}
+            save_file(head, fresh / HEAD, metadata={"format": "pt"})
         if stored.peft is not None:
             (fresh / CONFIG).write_text(json.dumps(stored.peft, indent=2) + "\n", encoding="utf-8")
         (fresh / NOTES).write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -96,6 +101,8 @@ def load_adapter(model: AdaptedModel, folder: Path, name: str | None = None) -> 
         adapter = _method(folder, notes).restore(stored, model.places, device=model.device)
     else:
         adapter = reader(stored, model.places, device=model.device)
+    if (folder / HEAD).exists():
+        adapter.head = _head(model, folder)
     chosen = name or folder.resolve().name
     model.attach(chosen, adapter)
     model.notes[chosen] = {
@@ -210,12 +217,30 @@ def _peft_reader(stored: Stored) -> PeftReader:
     return known[kind]
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / WEIGHTS
+def _head(model: AdaptedModel, folder: Path) -> ClassHead:
+    """The head that stands beside an adapter.
+
+    Raises:
+        UserError: a tensor is missing, or of another width than the base's states.
+    """
+    tensors = _read_weights(folder, HEAD)
+    if tensors.keys() != {"weight", "bias"} or tensors["weight"].shape != (len(tensors["bias"]), model.hidden_size):
+        shapes = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in sorted(tensors.items()))
+        raise UserError(
+            f"{folder / HEAD} holds no head for this base: it should have a weight (classes, {model.hidden_size}) "
+            f"and a bias (classes), and has {shapes or 'nothing'}",
+            hint="Copy the adapter folder again.",
+        )
+    dtype = torch.promote_types(tensors["weight"].dtype, torch.float32)
+    return ClassHead(tensors["weight"].to(model.device, dtype), tensors["bias"].to(model.device, dtype))
+
+
+def _read_weights(folder: Path, file: str = WEIGHTS) -> dict[str, torch.Tensor]:
+    path = folder / file
     if not path.exists():
         pickled = (folder / "adapter_model.bin").exists()
         raise UserError(
-            f"{folder} has no {WEIGHTS}"
+            f"{folder} has no {file}"
             + (", only a pickled adapter_model.bin, which is never opened" if pickled else ""),
             hint="Save it again with safetensors." if pickled else "Copy the adapter folder again.",
         )

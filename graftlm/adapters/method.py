@@ -47,8 +47,9 @@ class MethodConfig(BaseModel):
         raise UserError(f"an adapter of the method {self.method} has no form '@{suffix}'")
 
     def store(self, adapter: Adapter, places: Places, source: str) -> Stored:
-        """What is written to a folder. By default the parameters as they are, which only graftlm reads."""
-        return Stored({name: tensor.detach() for name, tensor in adapter.state_dict().items()}, None)
+        """What is written to a folder, but for the head. By default the parameters as they are, for graftlm alone."""
+        tensors = adapter.state_dict()
+        return Stored({key: tensor.detach() for key, tensor in tensors.items() if not key.startswith("head.")}, None)
 
     def restore(self, stored: Stored, places: Places, *, device: torch.device) -> Adapter:
         """The adapter that :meth:`store` wrote.

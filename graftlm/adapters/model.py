@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graftlm.adapters.checkpointing import checkpoint_blocks, keep_activations
+from graftlm.adapters.heads import ClassHead
 from graftlm.adapters.inputs import Inputs, PositionIds, check_length, realigned, with_virtual_tokens
 from graftlm.adapters.method import Adapter, MethodConfig
 from graftlm.adapters.routing import Call, Routing, RowAdapters, Stack, as_stack, during, mix_seed, routed
@@ -100,14 +101,28 @@ class AdaptedModel:
         return int(self.base.config.get_text_config().vocab_size)
 
     @property
+    def hidden_size(self) -> int:
+        """How wide the final hidden states are."""
+        return int(self.base.config.get_text_config().hidden_size)
+
+    @property
     def context_length(self) -> int:
         """The most tokens that a sequence may have."""
         return context_length(self.base.config)
 
-    def add(self, name: str, config: MethodConfig, *, seed: int = 0, dtype: torch.dtype | None = None) -> Adapter:
+    def add(
+        self,
+        name: str,
+        config: MethodConfig,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        classes: int | None = None,
+    ) -> Adapter:
         """Add a new adapter. Its parameters depend on (name, config, seed, base) alone.
 
         ``dtype`` is the precision that it is kept and trained in: float32 by default (float64 on a float64 base).
+        ``classes``: it also gets a head of its own that predicts so many classes instead of tokens.
 
         Raises:
             UserError: the name is taken or unfit for a folder, or the configuration does not fit the base.
@@ -117,6 +132,9 @@ class AdaptedModel:
             dtype = torch.promote_types(self.dtype, torch.float32)
         config = config.bind(self.tokenizer)
         adapter = config.build(self.places, seed=mix_seed(seed, name), dtype=dtype, device=self.device)
+        if classes is not None:
+            start = mix_seed(seed, name, "head")
+            adapter.head = ClassHead.new(self.hidden_size, classes, seed=start, dtype=dtype, device=self.device)
         self.attach(name, adapter)
         return adapter
 
@@ -171,6 +189,7 @@ class AdaptedModel:
         if not at or owner not in self._adapters:
             raise unknown_name("adapter", name, list(self._adapters))
         view = self._adapters[owner].config.view(self._adapters[owner], suffix)
+        view.head = self._adapters[owner].head
         self._sites.attach(name, view)
         self._views[name] = view
         return view
@@ -295,6 +314,10 @@ class AdaptedModel:
         """How many virtual tokens the adapters of a stack have together."""
         found = (self.adapter(name).virtual for name in stack)
         return sum(virtual.length for virtual in found if virtual is not None)
+
+    def head_of(self, stack: Stack) -> str | None:
+        """The adapter whose own head reads the final hidden states of a stack: the topmost that has one, or none."""
+        return next((name for name in reversed(stack) if self.adapter(name).head is not None), None)
 
     def prefix_length(self, stack: Stack) -> int:
         """How many keys and values the adapters of a stack put before a row's own."""

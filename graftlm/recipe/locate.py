@@ -35,10 +35,13 @@ def adapter_folder(name: str, folder: Path) -> str:
 
 def base_folder(name: str, folder: Path) -> str:
     """A folder as an absolute path; an embedded base or a Hub name as it is."""
-    from graftlm.base.loading import EMBEDDED, resolve_base
+    from graftlm.base.loading import EMBEDDED, PACKAGED, resolve_base
 
     place = folder / Path(name).expanduser()
     if name in EMBEDDED:
+        return name
+    if name in PACKAGED and not place.exists():
+        resolve_base(name)
         return name
     if place.exists() or Path(name).exists():  # what stands in the working folder alone is not meant
         return resolve_base(str(place))

