@@ -10,21 +10,31 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 if TYPE_CHECKING:
-    from graftlm.adapters import AdaptedModel, LoRA, Routing
+    from graftlm.adapters import IA3, AdaptedModel, BitFit, Bottleneck, Full, LoRA, Routing
     from graftlm.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["AdaptedModel", "LoRA", "Routing", "UserError", "__version__"]
+__all__ = [
+    "IA3",
+    "AdaptedModel",
+    "BitFit",
+    "Bottleneck",
+    "Full",
+    "LoRA",
+    "Routing",
+    "UserError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `import graftlm` and `graftlm --help` stay quick."""
-    if name in ("AdaptedModel", "LoRA", "Routing"):
-        import graftlm.adapters
-
-        return getattr(graftlm.adapters, name)
     if name == "UserError":
         from graftlm.errors import UserError
 
         return UserError
+    if name in __all__:
+        import graftlm.adapters
+
+        return getattr(graftlm.adapters, name)
     raise AttributeError(f"module 'graftlm' has no attribute '{name}'")

@@ -9,5 +9,11 @@ from graftlm.adapters.method import MethodConfig
 
 METHODS: Mapping[str, MethodConfig] = {
     "lora": graftlm.LoRA(rank=3),
-    "lora-dropout-free-rs": graftlm.LoRA(rank=2, rslora=True, alpha=3.0),
+    "rslora": graftlm.LoRA(rank=2, rslora=True, alpha=3.0),
+    "seq_bn": graftlm.Bottleneck(size=5),
+    "double_seq_bn": graftlm.Bottleneck(kind="double_seq_bn", reduction_factor=8, layer_norm_after=True),
+    "par_bn": graftlm.Bottleneck(kind="par_bn", sublayers=["attention", "feed_forward"], scaling="learned"),
+    "ia3": graftlm.IA3(),
+    "bitfit": graftlm.BitFit(),
+    "full": graftlm.Full(),
 }

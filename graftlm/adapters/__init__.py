@@ -1,8 +1,15 @@
 """Adapters: methods, routing, products of many adapters at once, and the adapted model."""
 
 import graftlm.adapters.lora_files  # noqa: F401  (announces how peft's folders are read)
+from graftlm.adapters.bitfit import BitFit
+from graftlm.adapters.bottleneck import Bottleneck
+from graftlm.adapters.full import Full
+from graftlm.adapters.ia3 import IA3
 from graftlm.adapters.lora import LoRA
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Routing
 
-__all__ = ["AdaptedModel", "LoRA", "Routing"]
+#: The configurations of all methods, in the order in which they are listed.
+METHODS = (LoRA, Bottleneck, IA3, BitFit, Full)
+
+__all__ = ["IA3", "METHODS", "AdaptedModel", "BitFit", "Bottleneck", "Full", "LoRA", "Routing"]

@@ -46,7 +46,7 @@ def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
     adapter = model.adapter(name)
     _check_replaceable(folder)
     stored = adapter.config.store(adapter, model.places, model.source)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in stored.tensors.items()}
+    tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in stored.tensors.items()}
     notes = {
         "format": FORMAT,
         "name": name,

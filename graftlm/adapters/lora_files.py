@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from graftlm.adapters.lora import LoRA
 from graftlm.adapters.method import Adapter, LowRank, Update
-from graftlm.adapters.stored import Stored, checked, register_peft_kind
+from graftlm.adapters.stored import Stored, checked, peft_task_type, register_peft_kind
 from graftlm.base.places import LinearPlace, Places
 from graftlm.errors import UserError
 
@@ -100,7 +100,7 @@ def _write_peft_config(adapter: Adapter, places: Places, source: str) -> dict[st
     transposed = [type(places.linears[path].module).__name__ == "Conv1D" for path in adapter.linear]
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": peft_task_type(places),
         "base_model_name_or_path": source,
         "inference_mode": True,
         "r": common,

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from graftlm.adapters.method import LowRank
 from graftlm.adapters.model import AdaptedModel
 from graftlm.base.files import write_folder
-from graftlm.base.loading import freeze, quiet_loading
+from graftlm.base.loading import freeze, model_class, quiet_loading
 from graftlm.errors import UserError
 
 
@@ -68,13 +69,11 @@ def _merged_copy(model: AdaptedModel, adapters: Sequence[str]) -> PreTrainedMode
                 hint="It can be used beside the base: graftlm chat, graftlm generate.",
             )
         for path, update in adapter.linear.items():
-            delta = update.delta()
-            if delta is None:
-                raise UserError(
-                    f"the adapter '{name}' changes {path} in a way that no weight can express",
-                    hint="It can be used beside the base, but not merged.",
-                )
-            _add(merged, model, path, delta)
+            module = _module_to_change(merged, model, path)
+            if isinstance(update, LowRank):
+                _add(module, update.delta())
+            else:
+                update.merge_into(module)
     return merged
 
 
@@ -88,16 +87,21 @@ def _fresh_copy(model: AdaptedModel) -> PreTrainedModel:
     return fresh
 
 
-def _add(merged: PreTrainedModel, model: AdaptedModel, path: str, delta: torch.Tensor) -> None:
-    """Add an update (out, in) to one layer; a tied head gets a weight of its own first."""
+def _module_to_change(merged: PreTrainedModel, model: AdaptedModel, path: str) -> nn.Module:
+    """One module of the copy; a tied head gets a weight of its own first."""
     module = merged.get_submodule(path)
-    weight = module.weight
-    if model.places.linears[path].dense_weight() is None or not isinstance(weight, torch.Tensor):
+    linear = model.places.linears.get(path)
+    if linear is not None and linear.dense_weight() is None:
         raise UserError(f"{path} has no dense weight to merge into", hint="Load the base unquantised to export it.")
-    if path == model.places.head and weight is merged.get_input_embeddings().weight:
-        weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
-        module.weight = weight
+    if path == model.places.head and module.weight is merged.get_input_embeddings().weight:
+        module.weight = torch.nn.Parameter(module.get_parameter("weight").detach().clone(), requires_grad=False)
         merged.config.tie_word_embeddings = False
+    return module
+
+
+def _add(module: nn.Module, delta: torch.Tensor) -> None:
+    """Add an update (out, in) to a layer's weight."""
+    weight = module.get_parameter("weight")
     change = delta.T if isinstance(module, Conv1D) else delta
     weight.copy_((weight.to(change.dtype) + change).to(weight.dtype))
 
@@ -105,7 +109,7 @@ def _add(merged: PreTrainedModel, model: AdaptedModel, path: str, delta: torch.T
 @torch.no_grad()
 def _check(model: AdaptedModel, stack: tuple[str, ...], folder: Path) -> MergeCheck:
     with quiet_loading():
-        exported = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+        exported = model_class(model.base.config).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
     nn.Module.to(exported, model.device)
     freeze(exported)
     generator = torch.Generator().manual_seed(0)

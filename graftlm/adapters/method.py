@@ -116,19 +116,20 @@ class Change(nn.Module):
     stack add up in any order. Subclasses that also change the input override :meth:`prepare`.
     """
 
-    #: Whether :meth:`prepare` does anything.
+    #: Whether :meth:`prepare` does anything, and whether :meth:`forward` does.
     prepares = False
+    adds = True
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         """The input that the module gets instead of x; every update of a stack sees it."""
         return x
 
-    def delta(self) -> torch.Tensor | None:
-        """The update as a dense (out, in) matrix, or None where it is none: then it cannot be merged."""
-        return None
-
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
+
+    @abstractmethod
+    def merge_into(self, module: nn.Module) -> None:
+        """Write the update into the weights of a module, which is a copy of the base's (without gradients)."""
 
 
 class SublayerChange(nn.Module):

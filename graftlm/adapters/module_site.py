@@ -50,7 +50,8 @@ class ModuleSite:
         else:
             y = self._with_low_rank(flat, routing, low_rank)
             y = add_to_spans(y, _deltas(flat, y, routing, changes))
-        return y.view(*shape, *y.shape[1:])
+        y = y.view(*shape, *y.shape[1:])
+        return y.transpose(1, 2) if self.place.heads_first else y
 
     def _by_token(self, x: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Size]:
         """The input with its tokens in one dimension, and the shape that they had."""
@@ -59,6 +60,7 @@ class ModuleSite:
                 x = x.expand(routing.tokens // x.numel(), -1)
             flat, shape = x.reshape(-1), x.shape
         elif x.dim() > 3:
+            x = x.transpose(1, 2) if self.place.heads_first else x
             flat, shape = x.flatten(0, 1), x.shape[:2]
         else:
             flat, shape = x.reshape(-1, x.shape[-1]), x.shape[:-1]
@@ -116,6 +118,7 @@ def _deltas(
     return [
         (span, change(x[span.start : span.stop], y[span.start : span.stop]))
         for name, change in changes.items()
+        if change.adds
         for span in routing.spans[name]
     ]
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
+from graftlm.base.loading import base_kind
 from graftlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,6 +83,12 @@ def register_peft_kind(kind: str) -> Callable[[PeftReader], PeftReader]:
 def peft_readers() -> Mapping[str, PeftReader]:
     """The readers by peft_type."""
     return dict(_READERS)
+
+
+def peft_task_type(places: Places) -> str:
+    """What peft calls the task of a base, by which it chooses how to wrap it."""
+    kinds = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM"}
+    return kinds[base_kind(places.model.config)]
 
 
 Checked = TypeVar("Checked", bound=BaseModel)

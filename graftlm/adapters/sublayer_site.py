@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from graftlm.adapters.grouped import add_to_spans
 from graftlm.adapters.method import SublayerChange
-from graftlm.adapters.routing import Routing, current_routing
+from graftlm.adapters.routing import Routing, current_routing, during
 from graftlm.base.places import Sublayer
 
 
@@ -26,7 +27,7 @@ class SublayerSite:
         self.updates: dict[str, SublayerChange] = {}
         self._kept = threading.local()
         start = place.norm_before or place.linears[0]
-        self._norm = model.get_submodule(place.norm_after) if place.norm_after else None
+        self._norm = _alone(model.get_submodule(place.norm_after)) if place.norm_after else None
         self._handles = [
             model.get_submodule(start).register_forward_pre_hook(self._keep),
             model.get_submodule(place.output).register_forward_hook(self._add),
@@ -65,3 +66,14 @@ class SublayerSite:
             for span in routing.spans[name]
         ]
         return add_to_spans(h, parts).view(output.shape)
+
+
+def _alone(norm: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The base's own norm, for tokens that are not those of the whole batch."""
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        with during(None):
+            result: torch.Tensor = norm(x)
+            return result
+
+    return call

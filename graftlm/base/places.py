@@ -29,7 +29,8 @@ class ModulePlace:
     """A module with parameters of its own that is called with one tensor, tokens first.
 
     ``index`` is its place in execution order over the whole model; ``block`` the number of the block it is in.
-    ``source``: it sees the encoder's tokens, in an encoder-decoder.
+    ``source``: it sees the encoder's tokens, in an encoder-decoder. ``heads_first``: its input is (rows, heads,
+    length, width), and not (rows, length, …) or (tokens, width).
     """
 
     path: str
@@ -37,6 +38,7 @@ class ModulePlace:
     index: int
     block: int | None
     source: bool
+    heads_first: bool
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,14 @@ def find_places(model: PreTrainedModel, *, blocks: str | None = None) -> Places:
         linears[path] = _linear_place(path, module, len(linears), number, source.get(path, False))
     if head is not None and is_linear(model.get_submodule(head)):
         linears[head] = _linear_place(head, model.get_submodule(head), len(linears), None, False)
-    paths = tuple(block_modules)
+    paths, embedding = tuple(block_modules), _embedding(model)
     return Places(
         model,
         paths,
         linears,
-        _leaves(calls, linears, paths),
+        _leaves(calls, linears, paths, embedding.paths if embedding else ()),
         tuple(_sublayers(model, linears, paths, calls)),
-        _embedding(model),
+        embedding,
         head,
     )
 
@@ -221,7 +223,7 @@ def _linear_place(path: str, module: nn.Module, index: int, block: int | None, s
         assert isinstance(module, nn.Linear)
         fan_in, fan_out = module.in_features, module.out_features
     plain = _is_plain(module, int(fan_in))
-    return LinearPlace(path, module, index, block, source, int(fan_in), int(fan_out), plain)
+    return LinearPlace(path, module, index, block, source, False, int(fan_in), int(fan_out), plain)
 
 
 def _weight(module: nn.Module) -> torch.Tensor:
@@ -245,13 +247,18 @@ def _is_plain(module: nn.Module, fan_in: int) -> bool:
     return bool(((module(x) - expected).abs() <= room).all())
 
 
-def _leaves(calls: list[Call], linears: dict[str, LinearPlace], blocks: tuple[str, ...]) -> dict[str, ModulePlace]:
+def _leaves(
+    calls: list[Call], linears: dict[str, LinearPlace], blocks: tuple[str, ...], embedded: tuple[str, ...]
+) -> dict[str, ModulePlace]:
     found: dict[str, ModulePlace] = {}
     for call in calls:
-        if call.path in found or not call.by_token or not any(True for _ in call.module.parameters(recurse=False)):
+        own = any(True for _ in call.module.parameters(recurse=False))
+        # Positions that a family looks up in a way of its own (OPT, BART) come as no ids.
+        unlike = isinstance(call.module, nn.Embedding) and type(call.module) is not nn.Embedding
+        if call.path in found or not call.by_token or not own or (unlike and call.path not in embedded):
             continue
         block = next((number for number, path in enumerate(blocks) if call.path.startswith(path + ".")), None)
-        place = ModulePlace(call.path, call.module, len(linears) + len(found), block, call.source)
+        place = ModulePlace(call.path, call.module, len(linears) + len(found), block, call.source, call.heads_first)
         found[call.path] = linears.get(call.path, place)
     return found
 

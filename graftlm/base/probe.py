@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-SOURCE_TOKENS, TOKENS = 3, 2
+SOURCE_TOKENS, TOKENS = 13, 11  # no likely number of heads
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,15 @@ class Call:
     y: torch.Tensor
 
     @property
+    def heads_first(self) -> bool:
+        """Whether the input is (rows, heads, length, width)."""
+        return self.x.dim() == 4 and self.x.shape[1] not in (TOKENS, SOURCE_TOKENS)
+
+    @property
     def tokens(self) -> int:
         """Tokens of the input, which is (rows, length), (rows, length, …) or (tokens, width)."""
         if self.x.dim() > 2:
-            return self.x.shape[0] * self.x.shape[1]
+            return self.x.shape[0] * self.x.shape[2 if self.heads_first else 1]
         return self.x.numel() if isinstance(self.module, nn.Embedding) else self.x.shape[0]
 
     @property
@@ -65,10 +70,10 @@ def probe(model: PreTrainedModel) -> list[Call]:
 
 
 def probe_inputs(model: PreTrainedModel) -> dict[str, Any]:
-    """Two tokens, and three for the encoder of an encoder-decoder."""
+    """Some tokens, and some more for the encoder of an encoder-decoder."""
     device = next(model.parameters()).device
-    ids = torch.tensor([[0, 1]], device=device)
+    ids = torch.arange(TOKENS, device=device)[None]
     if model.config.is_encoder_decoder:
-        source = torch.tensor([[0, 1, 2]], device=device)
+        source = torch.arange(SOURCE_TOKENS, device=device)[None]
         return {"input_ids": source, "decoder_input_ids": ids, "use_cache": False}
     return {"input_ids": ids}
