@@ -16,4 +16,5 @@ METHODS: Mapping[str, MethodConfig] = {
     "ia3": graftlm.IA3(),
     "bitfit": graftlm.BitFit(),
     "full": graftlm.Full(),
+    "prompt": graftlm.Prompt(length=3),
 }

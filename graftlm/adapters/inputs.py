@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graftlm.adapters.virtual import expand
+from graftlm.adapters.virtual import expand, unknown_id
 from graftlm.base.places import Places
 from graftlm.errors import UserError
 
@@ -37,11 +37,22 @@ class Inputs:
 
 
 def with_virtual_tokens(given: Inputs, counts: Sequence[int], places: Places) -> Inputs:
-    """Put each row's virtual tokens in front, where it has any and the ids hold none.
+    """Put each row's virtual tokens in front, where it has any and its ids hold none.
 
     With a cache they went in with the first ids, and only the mask grows. Labels grow by ignored ones.
+
+    Raises:
+        UserError: an id is no token; or ``position_ids`` are given too, or a cache without a mask.
     """
-    if not any(counts) or places.embedding is None or bool((given.ids >= places.embedding.vocabulary).any()):
+    if places.embedding is None or not (any(counts) or given.ids.device.type == "cpu"):  # looking costs a GPU a wait
+        return given
+    virtual = given.ids >= places.embedding.vocabulary
+    holding = virtual.any(dim=1).tolist()
+    for row, count in enumerate(counts):
+        if holding[row] and not count:
+            raise unknown_id(int(given.ids[row].max()), places.embedding.vocabulary, 0)
+    counts = [0 if holds else count for count, holds in zip(counts, holding, strict=True)]
+    if not any(counts):
         return given
     if given.kwargs.get("position_ids") is not None:
         raise UserError(
@@ -51,6 +62,8 @@ def with_virtual_tokens(given: Inputs, counts: Sequence[int], places: Places) ->
     if given.cached:
         if given.mask is None:
             raise UserError("a cache beside virtual tokens needs the attention_mask of all tokens so far")
+        if "decoder_input_ids" not in given.kwargs and given.mask.shape[1] == given.cached + given.ids.shape[1]:
+            return given  # they were in the first ids as they were given
         grown = expand(torch.zeros_like(given.mask), given.mask, counts, places.embedding.vocabulary)
         return Inputs(given.ids, grown.mask, given.kwargs)
     expansion = expand(given.ids, given.mask, counts, places.embedding.vocabulary)

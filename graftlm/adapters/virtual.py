@@ -7,7 +7,7 @@ tokens, they count on from one to the next, in the order of the stack. So they m
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from graftlm.adapters.method import VirtualTokens
 from graftlm.adapters.routing import Routing, Stack, current_routing
 from graftlm.base.places import EmbeddingPlace
 from graftlm.errors import UserError
+
+#: The most that an adapter may have: far beyond what helps, and a misplaced number is found.
+MOST_VIRTUAL_TOKENS = 1000
 
 
 class EmbeddingSite:
@@ -72,27 +75,42 @@ class EmbeddingSite:
 
     def _look_up(self, ids: torch.Tensor, virtual: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
         """All vectors of the call, one stack's after the other's, and which of them each virtual token is."""
-        begins: dict[Stack, tuple[int, int]] = {}
-        tables: list[torch.Tensor] = []
-        total = 0
         vectors = {name: self.tokens[name]() for name in routing.spans if name in self.tokens}
-        rows = ids - self.place.vocabulary
-        for segment in routing.segments:
-            if segment.stack not in begins:
-                own = [vectors[name] for name in segment.stack if name in vectors]
-                begins[segment.stack] = (total, sum(len(table) for table in own))
-                tables += own
-                total += begins[segment.stack][1]
-            begin, count = begins[segment.stack]
-            part = slice(segment.start, segment.stop)
-            here = rows[part][virtual[part]]
-            if len(here) and int(here.max()) >= count:
-                raise UserError(
-                    f"the id {int(here.max()) + self.place.vocabulary} is no token: the vocabulary has "
-                    f"{self.place.vocabulary}, and the row's adapters have {count} virtual tokens"
-                )
-            rows[part] += begin
-        return torch.cat(tables), rows[virtual]
+        tables: list[torch.Tensor] = []
+        spans: dict[Stack, tuple[int, int]] = {}
+        total = 0
+        for stack in dict.fromkeys(segment.stack for segment in routing.segments):
+            own = [vectors[name] for name in stack if name in vectors]
+            spans[stack] = (total, sum(len(table) for table in own))
+            tables += own
+            total += spans[stack][1]
+        each = torch.tensor([spans[segment.stack] for segment in routing.segments])
+        sizes = torch.tensor([segment.stop - segment.start for segment in routing.segments])
+        begin, count = each.repeat_interleave(sizes, dim=0).to(ids.device)[virtual].unbind(1)
+        number = ids[virtual] - self.place.vocabulary
+        beyond = number >= count
+        if bool(beyond.any()):
+            raise unknown_id(int(ids[virtual][beyond][0]), self.place.vocabulary, int(count[beyond][0]))
+        return torch.cat(tables), begin + number
+
+
+def unknown_id(token: int, vocabulary: int, virtual: int) -> UserError:
+    """The error for an id that is neither in the vocabulary nor one of a row's virtual tokens."""
+    return UserError(
+        f"the id {token} is no token: the vocabulary has {vocabulary}, and the row's adapters have "
+        f"{virtual or 'no'} virtual tokens"
+    )
+
+
+def placed(ids: Sequence[int], count: int, vocabulary: int) -> list[int]:
+    """A row's ids under adapters with ``count`` virtual tokens: these in front, unless it holds some.
+
+    Those of adapters that do not serve it here (it was made for others) are left out.
+    """
+    kept = [token for token in ids if token < vocabulary + count]
+    if count and all(token < vocabulary for token in kept):
+        return [*range(vocabulary, vocabulary + count), *kept]
+    return kept
 
 
 @dataclass(frozen=True)
@@ -130,8 +148,3 @@ def expand(ids: torch.Tensor, mask: torch.Tensor | None, counts: Sequence[int], 
         new_ids[row, begin : begin + count] = vocabulary + torch.arange(count, device=ids.device)
         new_mask[row, begin : begin + count] = 1
     return Expansion(new_ids, new_mask, columns)
-
-
-def count_virtual(stack: Stack, lengths: Mapping[str, int]) -> int:
-    """How many virtual tokens a stack has."""
-    return sum(lengths.get(name, 0) for name in stack)
