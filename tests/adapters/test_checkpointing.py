@@ -147,8 +147,8 @@ def test_threads_with_different_routings_at_the_same_time(model: AdaptedModel, c
 def test_an_error_in_the_middle_leaves_no_routing_behind(model: AdaptedModel) -> None:
     ids = torch.tensor([[3, 4]])
     bare = model(ids).logits
-    with pytest.raises(IndexError):
-        model(torch.tensor([[3, 4000]]), adapters="a")
+    with pytest.raises(IndexError):  # ids are looked at before a call, unless the routing is given as a value
+        model(torch.tensor([[3, 4000]]), adapters=model.routing("a", 1, 2))
     torch.testing.assert_close(model(ids).logits, bare)
     torch.testing.assert_close(model.base(ids).logits, bare)
 

@@ -173,13 +173,13 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="8 tokens, 60 virtual tokens"):
         model(IDS, adapters="a")
     model.remove("a")
-    with pytest.raises(UserError, match="the id 70 is no token: the vocabulary has 67, .* no virtual tokens"):
+    with pytest.raises(UserError, match=r"the id 70 is no token: the vocabulary has 67, .* no virtual tokens"):
         model(torch.tensor([[3, 70]]))
     model.add("a", Prompt(length=3))
     for adapters, said in (("a", "the id 70 .* 3 virtual tokens"), (None, "the id 70 .* no virtual tokens")):
         with pytest.raises(UserError, match=said):
             model(torch.tensor([[3, 70]]), adapters=adapters)
-    with pytest.raises(UserError, match="the id 69 .* no virtual"):
+    with pytest.raises(UserError, match=r"the id 69 .* no virtual"):
         model(torch.tensor([[3, 69], [3, 69]]), adapters=["a", None])
 
 

@@ -9,7 +9,10 @@ import pytest
 from graftlm.adapters import LoRA
 from graftlm.errors import UserError
 from graftlm.recipe import Recipe, RecipeError, load_recipe, parse_recipe, recipe_for_data_files, recipe_from_dict
+from graftlm.recipe.schema import known_methods
 from graftlm.training.settings import AdapterTraining, RunSettings
+
+METHODS = ", ".join(known_methods())
 
 GOOD = """\
 base: tiny
@@ -166,8 +169,8 @@ def test_a_key_in_the_wrong_place_is_told_where_it_belongs():
         ({"data": []}, "data: must name a data set; there are: d"),
         ({"data": ["d", "d"]}, "data: names 'd' more than once"),
         ({"data": ["e"]}, "data: no data set 'e'; there are: d"),
-        ({"method": "lorra"}, "method: no method 'lorra'; there are: lora"),
-        ({"method": 3}, "method: must be the name of a method (lora), is 3"),
+        ({"method": "lorra"}, f"method: no method 'lorra'; there are: {METHODS}; did you mean 'lora'?"),
+        ({"method": 3}, f"method: must be the name of a method ({METHODS}), is 3"),
         ({"under": {"x": 1}}, "under: must be text or a list of texts, is a mapping"),
     ],
 )
@@ -217,7 +220,7 @@ def test_wrong_data_values(keys: dict[str, object], message: str):
         ({"training": {"micro_batch_tokens": 0}}, "training.micro_batch_tokens: must be at least 1, is 0"),
         ({"data": {"d": "x.csv"}}, "data.d: must be a mapping such as {path: reviews.csv}, is 'x.csv'"),
         ({"adapters": {"a": 3}}, "adapters.a: must be a mapping such as {method: lora, rank: 8}, is 3"),
-        ({"adapters": {"a": {}}}, "adapters.a.method: this key is missing; there are: lora"),
+        ({"adapters": {"a": {}}}, f"adapters.a.method: this key is missing; there are: {METHODS}"),
         ({"adapters": []}, "adapters: must be a mapping with a name for each, such as {lora-8: {method: lora, rank: 8}}, is a list"),
     ],
 )  # fmt: skip

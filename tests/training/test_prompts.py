@@ -49,7 +49,8 @@ def test_rows_get_their_virtual_tokens_and_lose_those_of_others() -> None:
     assert front.n_supervised == row.n_supervised
     assert fit(front, 2, 67) is front
     assert fit(row, 0, 67) is row
-    assert (back := fit(front, 0, 67)).ids == row.ids and back.supervised == row.supervised
+    back = fit(front, 0, 67)
+    assert (back.ids, back.supervised) == (row.ids, row.supervised)
     inside = EncodedRow([67, 5, 68, 69, 7], [False, False, False, False, True], "x", 2)
     assert fit(inside, 3, 67) is inside
     assert fit(inside, 1, 67).ids == [67, 5, 7]  # under the first adapter of its stack alone
