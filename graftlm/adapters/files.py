@@ -57,7 +57,8 @@ def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
             "fingerprint": model.fingerprint,
             **_shape(model),
         },
-        **model.notes.get(name, {}),
+        **model.notes.get(name.partition("@")[0], {}),  # a view travels with what its adapter says
+        **({"ranks": dict(adapter.ranks)} if adapter.ranks is not None else {}),
     }
 
     def fill(fresh: Path) -> None:
@@ -155,6 +156,17 @@ def read_json(folder: Path, file: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a JSON object, not a {type(value).__name__}")
     return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The adapter_config.json of an adapter folder; empty where the method is none of peft's.
+
+    Raises:
+        UserError: it is broken, or the folder holds no adapter.
+    """
+    if (folder / NOTES).exists() and not (folder / CONFIG).exists():
+        return {}
+    return read_json(folder, CONFIG)
 
 
 def is_adapter_folder(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -205,6 +205,16 @@ class Adapter(nn.Module):
         """
         return {}
 
+    @property
+    def ranks(self) -> Mapping[str, int] | None:
+        """The rank of each matrix by path, where the method chooses it; None where it does not."""
+        return None
+
+    @property
+    def forms(self) -> Sequence[str]:
+        """Suffixes of views (``name@suffix``) that are scored beside the adapter after training."""
+        return ()
+
     # What follows are the points at which a method may take part in training; most have no need to.
 
     def learning_rate_scale(self, parameter: str) -> float:
@@ -225,6 +235,11 @@ class Adapter(nn.Module):
         True where parameters got another shape: the optimizer is then made anew with :meth:`kept_moments`.
         """
         return False
+
+    @property
+    def settled(self) -> bool:
+        """Whether training may stop early for want of gain: not while a method still takes parts away."""
+        return True
 
     def kept_moments(self, name: str, moment: torch.Tensor) -> torch.Tensor:
         """What is left of an optimizer moment of a parameter, by name, after its shape changed."""

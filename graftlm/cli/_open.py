@@ -71,11 +71,28 @@ class Opened:
         return (*self.adapters, self.base)
 
     def speaker(self, name: str) -> Speaker:
-        """The adapter called ``name``, or "base"; or a UserError that names those that exist."""
+        """The adapter called ``name``, a form of one (``name@4``), or "base".
+
+        Raises:
+            UserError: there is none; it names those that exist.
+        """
         for speaker in self.speakers:
             if speaker.label == name:
                 return speaker
+        owner, at, _ = name.rpartition("@")
+        for speaker in self.adapters:
+            if at and speaker.label == owner:
+                self.model.adapter(name)  # says which forms there are
+                return replace(speaker, name=name, stack=(*speaker.stack[:-1], name))
         raise unknown_name("adapter", name, [speaker.label for speaker in self.speakers])
+
+
+def split_form(folder: Path) -> tuple[Path, str | None]:
+    """A folder, and which form of its adapter is meant: ``adapters/mine@4`` is the form 4 of ``adapters/mine``."""
+    owner, at, form = folder.name.rpartition("@")
+    if not at or not owner or folder.exists():
+        return folder, None
+    return folder.with_name(owner), form
 
 
 def check_folders(folders: Sequence[Path]) -> None:
@@ -84,7 +101,7 @@ def check_folders(folders: Sequence[Path]) -> None:
     Raises:
         UserError: there is no such folder.
     """
-    for folder in folders:
+    for folder, _form in map(split_form, folders):
         if not folder.is_dir():
             beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
             near = nearest(folder.name, beside)
@@ -106,6 +123,7 @@ def open_adapters(
 
     ``base`` None is the base that the adapters name, or "tiny" if there are none. ``chat_template`` serves the bare
     base and adapters that store none. An adapter that was trained on top of others is opened with them, as a stack.
+    ``FOLDER@4`` opens an adapter in that form, such as a DyLoRA at rank 4.
 
     Raises:
         UserError: a folder holds no adapter, adapters name different bases, one does not fit, or its template was
@@ -113,13 +131,15 @@ def open_adapters(
     """
     from graftlm.adapters.model import AdaptedModel
 
-    found = [(folder, *_names(folder)) for folder in find_adapters(folders)]
-    chosen = base or _common_base([(folder, source) for folder, _, source in found])
+    asked = [(folder, form) for given, form in map(split_form, folders) for folder in find_adapters([given])]
+    once = {(folder.resolve(), form): (folder, form) for folder, form in reversed(asked)}
+    found = [(folder, form, *_names(folder)) for folder, form in reversed(once.values())]
+    chosen = base or _common_base([(folder, source) for folder, _, _, source in found])
     model = AdaptedModel.from_pretrained(chosen, dtype=dtype, device=device)
     tokenizer = model.tokenizer
     assert tokenizer is not None
     opener = _Opener(model, tokenizer, chat_template)
-    adapters = tuple(opener.open(folder, name) for folder, name, _ in found)
+    adapters = tuple(opener.open(folder, name, form) for folder, form, name, _ in found)
     return Opened(model, tokenizer, opener.bare(), adapters, tuple(opener.notes))
 
 
@@ -162,11 +182,13 @@ class _Opener:
         """The base without adapters."""
         return self._speaker(None, (), self._default())
 
-    def open(self, folder: Path, name: str) -> Speaker:
-        """An adapter, with those that it was trained on top of."""
+    def open(self, folder: Path, name: str, form: str | None = None) -> Speaker:
+        """An adapter, in one of its forms, with those that it was trained on top of."""
         under = tuple(self._load(path) for path in self._under(folder))
         loaded = self._load(folder, name)
-        return self._speaker(loaded, (*under, loaded), self._template(folder, loaded))
+        speaking = loaded if form is None else f"{loaded}@{form}"
+        self.model.adapter(speaking)
+        return self._speaker(speaking, (*under, speaking), self._template(folder, loaded))
 
     def _load(self, folder: Path, name: str | None = None) -> str:
         key = folder.resolve()
@@ -221,14 +243,14 @@ class _Opener:
 
 def _names(folder: Path) -> tuple[str, str | None]:
     """An adapter's name and the base that it names."""
-    from graftlm.adapters.files import CONFIG, read_json, read_notes
+    from graftlm.adapters.files import read_config, read_notes
     from graftlm.base.loading import EMBEDDED
 
     notes: dict[str, Any] = read_notes(folder)
     base = notes.get("base") or {}
     # The name of an embedded base is good on every machine; its folder is not.
     source = base.get("name") if base.get("name") in EMBEDDED else base.get("source")
-    return folder.resolve().name, source or read_json(folder, CONFIG).get("base_model_name_or_path")
+    return folder.resolve().name, source or read_config(folder).get("base_model_name_or_path")
 
 
 def _common_base(sources: Sequence[tuple[Path, str | None]]) -> str:

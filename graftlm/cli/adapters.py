@@ -26,11 +26,11 @@ def list_adapters(
     """List the adapters below a folder, with loss and exact answers on held-out rows."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}", hint="Name the folder that holds your runs.")
-    from graftlm.adapters.files import CONFIG
+    from graftlm.adapters.files import CONFIG, NOTES
 
-    configs = sorted(folder.rglob(CONFIG))
+    folders = sorted({path.parent for file in (CONFIG, NOTES) for path in folder.rglob(file)})
     # Hidden folders are what a killed process was writing.
-    found = [path.parent for path in configs if not any(p.startswith(".") for p in path.relative_to(folder).parts)]
+    found = [path for path in folders if not any(p.startswith(".") for p in path.relative_to(folder).parts)]
     if not found:
         raise UserError(f"no adapters below {folder}", hint="Train one: graftlm train --data FILE")
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -50,9 +50,9 @@ def show(
 ) -> None:
     """Show what an adapter is, what it was trained on, and how it did."""
     check_folders([folder])
-    from graftlm.adapters.files import CONFIG, read_json, read_notes
+    from graftlm.adapters.files import read_config, read_notes
 
-    config, notes = read_json(folder, CONFIG), read_notes(folder)
+    config, notes = read_config(folder), read_notes(folder)
     if as_json:
         typer.echo(json.dumps(notes or config, indent=2, ensure_ascii=False))
         return
@@ -62,7 +62,10 @@ def show(
     table.add_column(overflow="fold")
     table.add_row("folder", f"{folder} ({facts['size']})")
     table.add_row("method", facts["method"])
-    table.add_row("layers", ", ".join(config.get("target_modules") or []))
+    if config.get("target_modules"):
+        table.add_row("layers", ", ".join(config["target_modules"]))
+    if notes.get("ranks"):
+        table.add_row("ranks", escape(_rank_lines(notes["ranks"])))
     table.add_row("base", facts["base"])
     if notes:
         table.add_row("fingerprint", f"{notes['base']['fingerprint'][:32]}…")
@@ -74,6 +77,8 @@ def show(
         if under := notes.get("under"):
             table.add_row("on top of", "\n".join(escape(path) for path in under))
         for key, value in (notes.get("metrics") or {}).items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{name}: {_number(key, _main(each))}" for name, each in value.items())
             table.add_row(key.replace("_", " "), _number(key, value))
         for key, value in (notes.get("versions") or {}).items():
             table.add_row(key, str(value))
@@ -86,10 +91,10 @@ def show(
 def rename(folder: Folder, name: Annotated[str, typer.Argument(help="The new name.")]) -> None:
     """Rename an adapter's folder, and the name inside it."""
     check_folders([folder])
-    from graftlm.adapters.files import CONFIG, NOTES, read_json, read_notes
+    from graftlm.adapters.files import NOTES, read_config, read_notes
     from graftlm.base.files import disk_errors, write_json
 
-    read_json(folder, CONFIG)
+    read_config(folder)
     if not name or name.startswith(".") or "/" in name or "\\" in name:
         raise UserError(f"'{name}' is not a folder name", hint="Give a name, not a path.")
     target = (folder.resolve() if folder.name in ("", "..") else folder).parent / name
@@ -107,10 +112,10 @@ def rename(folder: Folder, name: Annotated[str, typer.Argument(help="The new nam
 def remove(folder: Folder, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Delete an adapter's folder."""
     check_folders([folder])
-    from graftlm.adapters.files import CONFIG, read_json
+    from graftlm.adapters.files import read_config
     from graftlm.base.files import disk_errors
 
-    read_json(folder, CONFIG)
+    read_config(folder)
     if not yes:
         typer.confirm(f"Delete {folder}?", abort=True)
     with disk_errors(folder):
@@ -124,20 +129,50 @@ def _number(key: str, value: Any) -> str:
     return f"{value:.1%}" if key.endswith("accuracy") else f"{value:.4f}"
 
 
+def _main(value: Any) -> Any:
+    """The number that stands for a group of them."""
+    return next(iter(value.values())) if isinstance(value, dict) else value
+
+
+def _rank_lines(ranks: dict[str, int]) -> str:
+    """Ranks of all matrices, a line for each layer."""
+    from graftlm.evaluation.rank_charts import rank_map
+
+    found = rank_map(ranks)
+    if found is None:
+        return ""
+    lines = []
+    for label, cells in found.rows:
+        named = [f"{name} {rank}" for name, rank in zip(found.columns, cells, strict=True) if rank is not None]
+        lines.append(f"{label or '–'}: {', '.join(named)}")
+    return "\n".join(lines)
+
+
+def _method(config: dict[str, Any], notes: dict[str, Any]) -> str:
+    """The method with its rank, or the ranks that it chose."""
+    settings = notes.get("method") or {
+        "method": str(config.get("peft_type", "?")).lower(),
+        "rank": config.get("r", "?"),
+    }
+    name = str(settings.get("method", "?"))
+    if ranks := list((notes.get("ranks") or {}).values()):
+        return f"{name} ranks {min(ranks)} to {max(ranks)}, {sum(ranks) / len(ranks):.1f} on average"
+    return f"{name} rank {settings['rank']}" if settings.get("rank") else name
+
+
 def _facts(folder: Path) -> dict[str, str]:
     """What a table says of one adapter."""
-    from graftlm.adapters.files import CONFIG, read_json, read_notes
+    from graftlm.adapters.files import read_config, read_notes
 
     try:
-        config, notes = read_json(folder, CONFIG), read_notes(folder)
+        config, notes = read_config(folder), read_notes(folder)
     except UserError as error:
         return dict.fromkeys(("base", "loss", "accuracy", "size"), "") | {"method": f"unreadable: {error.message}"}
     metrics: dict[str, Any] = notes.get("metrics") or {}
     base = (notes.get("base") or {}).get("name") or config.get("base_model_name_or_path") or "?"
-    method = f"{str(config.get('peft_type', '?')).lower()} rank {config.get('r', '?')}"
     loss, accuracy = metrics.get("held_out_loss"), metrics.get("held_out_accuracy")
     return {
-        "method": method,
+        "method": _method(config, notes),
         "base": str(base),
         "loss": f"{loss:.4f}" if loss is not None else "",
         "accuracy": f"{accuracy:.1%}" if accuracy is not None else "",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graftlm.cli.console import as_size, console
 from graftlm.errors import UserError
+
+if TYPE_CHECKING:
+    from graftlm.cli._open import Opened
 
 
 def export(
@@ -17,9 +20,16 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
     base: Annotated[str | None, typer.Option(help="The base, if not the one that the adapter names.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the loaded precision.")] = "auto",
+    rank: Annotated[
+        int | None,
+        typer.Option(help="A DyLoRA cut to this rank, written as a plain LoRA folder instead of a merged base."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
 ) -> None:
-    """Write the base with adapters merged in, as a folder that transformers and others load as a plain model."""
+    """Write the base with adapters merged in, as a folder that transformers and others load as a plain model.
+
+    FOLDER@4 merges a DyLoRA at rank 4.
+    """
     if out.exists() and not force:
         raise UserError(f"{out} exists already", hint="Choose another folder, or add --force to replace it.")
     from graftlm.cli._open import check_folders, open_adapters
@@ -39,10 +49,14 @@ def export(
             hint=f"Name one: graftlm export {adapters[0]}/adapters/{opened.adapters[0].label} --out {out}",
         )
     model = opened.model
+    if rank is not None:
+        _write_cut(opened, rank, out)
+        return
+    stack = tuple(dict.fromkeys(name for speaker in opened.adapters for name in speaker.stack))
     with console.status("merging and checking …"):
-        check = export_merged(model, list(model.adapters), out, dtype=DTYPES.get(dtype))
+        check = export_merged(model, stack, out, dtype=DTYPES.get(dtype))
     size = sum(path.stat().st_size for path in out.iterdir())
-    merged = " and ".join(model.adapters)
+    merged = " and ".join(stack)
     console.print(f"wrote {out} ({as_size(size)}): {model.name} with {merged} merged in", markup=False)
     console.print(
         f"checked: largest logit difference to the unmerged adapters {check.largest_difference:.3g} "
@@ -51,3 +65,15 @@ def export(
     console.print("\nload it:", markup=False)
     console.print(f"  AutoModelForCausalLM.from_pretrained({str(out)!r})", markup=False, soft_wrap=True)
     console.print(f"  {shlex.join(['graftlm', 'chat', '--base', str(out)])}", markup=False, soft_wrap=True)
+
+
+def _write_cut(opened: Opened, rank: int, out: Path) -> None:
+    """One adapter cut to a rank, as a folder of its own."""
+    if len(opened.adapters) > 1:
+        raise UserError("--rank is for one adapter", hint="Name its folder alone.")
+    name = f"{opened.adapters[0].label}@{rank}"
+    opened.model.save(name, out)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    console.print(f"wrote {out} ({as_size(size)}): {opened.adapters[0].label} cut to rank {rank}", markup=False)
+    console.print("\ntalk to it:", markup=False)
+    console.print(f"  {shlex.join(['graftlm', 'chat', str(out)])}", markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from markupsafe import Markup
 from graftlm.base.files import disk_errors, write_text
 from graftlm.evaluation import charts, wording
 from graftlm.evaluation.charts import Axis, Curve, Plot
+from graftlm.evaluation.rank_charts import RankCurve, RankMap, RankScore, rank_curve, rank_map
 from graftlm.evaluation.statistics import Change, Interval, Score
 from graftlm.evaluation.verdicts import Verdict, judge
 
@@ -48,7 +49,8 @@ class AdapterReport:
 
     ``counts`` is the row account of its data (``RowCounts.to_dict()``), ``ended`` why training stopped and a detail,
     ``train_loss`` (step, loss), ``held_out`` (step, loss, share of exact answers) with step 0 before training,
-    ``before`` and ``after`` the scores of the same held-out rows.
+    ``before`` and ``after`` the scores of the same held-out rows. ``ranks``: what rank a method that chooses ranks
+    left each matrix; ``by_rank``: held-out scores of an adapter that serves at several ranks.
     """
 
     name: str
@@ -67,6 +69,8 @@ class AdapterReport:
     best_step: int
     folder: str
     examples: Sequence[Example] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    by_rank: Sequence[RankScore] = ()
 
     @property
     def curve(self) -> Curve:
@@ -123,6 +127,8 @@ class Section:
     plot: Plot
     alternative: str
     row_account: list[tuple[str, int, str]]
+    ranks: RankMap | None
+    by_rank: RankCurve | None
 
 
 def write_report(path: Path, report: RunReport) -> None:
@@ -167,6 +173,8 @@ def render(report: RunReport) -> str:
             plot := charts.lay_out(adapter.curve, axis, adapter.steps),
             _alternative(adapter, plot),
             _row_account(adapter.counts),
+            rank_map(adapter.ranks),
+            rank_curve(adapter.by_rank),
         )
         for (adapter, verdict), (_, axis) in zip(_verdicts(report), _with_axes(report), strict=True)
     ]

@@ -13,6 +13,7 @@ from graftlm.adapters.lora import LoRA
 from graftlm.base.files import write_json, write_text
 from graftlm.base.memory import peak_memory, reset_peak_memory
 from graftlm.data.instances import Instance
+from graftlm.evaluation.rank_charts import RankScore
 from graftlm.evaluation.report import AdapterReport, Example, RunReport, write_report
 from graftlm.generation.engine import Engine
 from graftlm.generation.requests import Request, SamplingSettings
@@ -40,13 +41,19 @@ class _Measured:
     peak: int
     before: dict[str, list[RowScore]]
     after: dict[str, list[RowScore]]
+    by_rank: dict[str, list[RankScore]]
 
     @property
     def padding_share(self) -> float:
         return 1.0 - self.outcome.tokens / max(1, self.outcome.padded_tokens)
 
     def metrics(self, name: str) -> dict[str, Any]:
-        return _metrics(self.outcome.progress[name], self.before[name], self.after[name])
+        values = _metrics(self.outcome.progress[name], self.before[name], self.after[name])
+        if scores := self.by_rank.get(name):
+            values["by_rank"] = {
+                str(rank): {"held_out_loss": loss, "held_out_accuracy": exact} for rank, loss, exact in scores
+            }
+        return values
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def execute(
         return RunResult(outcome, None)
     say("scoring held-out rows with the bare base and each adapter")
     before, after = _scores(run, lambda task: task.under), _scores(run, lambda task: task.stack)
-    measured = _Measured(outcome, plan, seconds, peak, before, after)
+    measured = _Measured(outcome, plan, seconds, peak, before, after, _scores_by_rank(run))
     for name in outcome.progress:
         run.model.notes[name] = adapter_notes(run, name, measured.metrics(name))
         run.model.save(name, folder.adapters / name)
@@ -127,6 +134,18 @@ def _scores(run: PreparedRun, stack: Callable[[Task], tuple[str, ...]]) -> dict[
     rows = [row for task in run.tasks for row in task.held_out_rows(stack(task))]
     scores = iter(score_rows(run.model, rows, run.recipe.training.micro_batch_tokens))
     return {task.adapter: [next(scores) for _ in task.held_out] for task in run.tasks}
+
+
+def _scores_by_rank(run: PreparedRun) -> dict[str, list[RankScore]]:
+    """Held-out scores of every adapter that serves at several ranks, at each, all in the same batches."""
+    forms = [(task, form) for task in run.tasks if task.held_out for form in run.model.adapter(task.adapter).forms]
+    rows = [row for task, form in forms for row in task.held_out_rows((*task.under, f"{task.adapter}@{form}"))]
+    scores = iter(score_rows(run.model, rows, run.recipe.training.micro_batch_tokens) if rows else [])
+    found: dict[str, list[RankScore]] = {}
+    for task, form in forms:
+        own = [next(scores) for _ in task.held_out]
+        found.setdefault(task.adapter, []).append((int(form), mean_loss(own), exact_share(own)))
+    return found
 
 
 def _metrics(progress: Progress, before: list[RowScore], after: list[RowScore]) -> dict[str, Any]:
@@ -208,6 +227,8 @@ def _report(run: PreparedRun, folder: RunFolder, measured: _Measured, examples: 
                 best_step=progress.best_step,
                 folder=str(folder.adapters / name),
                 examples=examples[name],
+                ranks=dict(progress.adapter.ranks or {}),
+                by_rank=measured.by_rank.get(name, ()),
             )
         )
     return RunReport(
@@ -270,7 +291,14 @@ def _summary(run: PreparedRun, measured: _Measured) -> dict[str, Any]:
         "padding_share": measured.padding_share,
         "data": {key: split.counts() for key, split in run.data.items()},
         "adapters": {
-            name: measured.metrics(name) | {"detail": progress.detail} for name, progress in outcome.progress.items()
+            name: measured.metrics(name) | {"detail": progress.detail} | _ranks(progress)
+            for name, progress in outcome.progress.items()
         },
         "versions": versions(),
     }
+
+
+def _ranks(progress: Progress) -> dict[str, Any]:
+    """The rank of each matrix, where the method chose it."""
+    ranks = progress.adapter.ranks
+    return {} if ranks is None else {"ranks": dict(ranks)}

@@ -197,11 +197,11 @@ def _step(model: AdaptedModel, run: Progress, loss: float, rows: list[RoutedRow]
         group["lr"] = rate * group["scale"]
     clip_gradients(run.parameters, norm, task.settings.max_grad_norm)
     run.optimizer.step()
-    if run.adapter.stepped(run.step + 1, run.total):
+    broken = non_finite_parameter(run.adapter)
+    if broken is None and run.adapter.stepped(run.step + 1, run.total):
         model.drop_views(task.adapter)
         run.reshape()
     run.optimizer.zero_grad(set_to_none=False)
-    broken = non_finite_parameter(run.adapter)
     if broken is not None:  # said now: after the last step no loss would show it
         run.diverge(f"the step made the parameter {broken} NaN or infinite; learning rate {rate:.4g}, loss {loss:.4g}")
         watch(Ended(task.adapter, run.step, "diverged", run.detail))
@@ -238,7 +238,7 @@ def _maybe_end(run: Progress, watch: Watcher) -> None:
     patience = run.task.settings.patience
     if run.step >= run.total:
         run.reason = "finished"
-    elif patience is not None and run.evaluations_without_gain >= patience:
+    elif patience is not None and run.evaluations_without_gain >= patience and run.adapter.settled:
         run.reason = "early stop"
         run.detail = f"no better held-out loss in {patience} evaluations; the best was at step {run.best_step}"
     if run.reason:

@@ -142,6 +142,7 @@ class Progress:
                     for key, moment in old[name].items()
                 }
         self.best_tensors, self.good_tensors, self.best_loss = {}, {}, None
+        self.evaluations_without_gain = 0
 
     @property
     def total(self) -> int:
