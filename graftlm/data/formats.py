@@ -37,6 +37,7 @@ PAIRS = (
     ("question", "response"),
     ("prompt", "answer"),
 )
+WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 LABELS = ("label", "labels", "answer", "target", "coarse_label", "class")
 _TURN = re.compile(r"(?:^|\s)### (Human|Assistant):[ ]?")
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -229,6 +230,24 @@ def _pair_format(prompt: str, answer: str) -> Callable[[Row], list[Message]]:
     return convert
 
 
+def _tag_format(words: str, tags: str) -> Callable[[Row], list[Message]]:
+    """A list of words and one of their labels; prompt and answer are the two, apart by spaces."""
+
+    def joined(row: Row, key: str) -> tuple[str, int]:
+        texts = [_text({key: entry}, key) for entry in _list(row, key)]
+        if any(len(text.split()) != 1 for text in texts):
+            raise RowProblem(f"an entry of field '{key}' is empty or has a space in it")
+        return " ".join(texts), len(texts)
+
+    def convert(row: Row) -> list[Message]:
+        (prompt, one), (answer, other) = joined(row, words), joined(row, tags)
+        if one != other:
+            raise RowProblem("not as many labels as words")
+        return [Message("user", prompt), Message("assistant", answer)]
+
+    return convert
+
+
 def _oasst(row: Row) -> list[Message]:
     """``### Human: … ### Assistant: …`` in ``input``, the last answer in ``output``."""
     found = _TURN.split(_text(row, "input"))
@@ -298,6 +317,13 @@ def _formats() -> dict[str, tuple[Callable[[Row], bool], Callable[[list[str]], F
         _oasst,
         ("input", "output"),
     )
+    for words, tags in ((words, tags) for words in WORDS for tags in TAGS):
+        add(
+            f"words and tags of {words} {tags}",
+            lambda row, w=words, t=tags: isinstance(row.get(w), list) and isinstance(row.get(t), list),  # type: ignore[misc]
+            _tag_format(words, tags),
+            (words, tags),
+        )
     for prompt, answer in PAIRS:
         add(
             f"{prompt}/{answer}",

@@ -114,6 +114,11 @@ def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, specia
     return result
 
 
+def tokenize_alone(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The ids of texts that begin a sequence, as their tokenizer begins one; special tokens in them are just text."""
+    return _call(tokenizer, list(texts), False) if texts else []
+
+
 def _call(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> list[list[int]]:
     with _TOKENIZER_LOCK:
         encoded = tokenizer(

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from graftlm.data.batches import EncodedRow
 from graftlm.data.formats import Format, RowProblem, check, fill, recognise
 from graftlm.data.instances import Instance, Message
-from graftlm.data.jinja import CannotRender
-from graftlm.data.pieces import Piece, Rendered
 from graftlm.data.readers import find_sources, read_rows
+from graftlm.data.rendering import PROMPT_FILLS, Conversations, Rendering
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 SAMPLE = 100  # rows that the format is recognised by
 CHUNK = 2000  # conversations tokenised at once
 EXAMPLES = 5  # places kept for each reason
-PROMPT_FILLS = "prompt fills the context"
-TRUNCATED = "longer than the context"
 Progress = Callable[[int], None]
 
 
@@ -176,26 +173,25 @@ def prepare(
     split: str | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
+    rendering: Rendering | None = None,
 ) -> PreparedData:
     """Read, render and account for every row.
 
     A row of more than ``max_length`` tokens is cut there if a learnt token is left before the cut, and
-    dropped if not. ``progress`` is called with the number of instances done.
+    dropped if not. ``progress`` is called with the number of instances done. ``rendering`` takes the place of
+    conversations in ``template``, for other bases and for heads.
 
     Raises:
         UserError: no row is left, or a larger share than ``max_dropped`` was dropped; it lists the reasons.
     """
+    rendering = rendering or Conversations(template, tokenizer, train_on, max_length)
     loaded = _loaded(data, prompt, answer, system, variables, split, limit)
     counts = loaded.counts
     result = PreparedData([], [], counts, loaded.format)
     seen: set[tuple[Message, ...]] = set()
     done = 0
     for chunk in _chunks(loaded.items, CHUNK):
-        instances, pieces = _renderable(chunk, template, train_on, counts)
-        for instance, rendered in zip(instances, template.encode(pieces, tokenizer), strict=True):
-            row = _fit(instance, rendered, max_length, counts)
-            if row is None:
-                continue
+        for instance, row in rendering.rows(chunk, counts):
             repeated = instance.messages in seen
             seen.add(instance.messages)
             if repeated and drop_duplicates:
@@ -230,41 +226,6 @@ def _loaded(
     return load_instances(
         listed, prompt=prompt, answer=answer, system=system, variables=variables, split=split, limit=limit
     )
-
-
-def _renderable(
-    chunk: Sequence[Instance], template: ChatTemplate, train_on: str | Sequence[str], counts: RowCounts
-) -> tuple[list[Instance], list[list[Piece]]]:
-    instances: list[Instance] = []
-    pieces: list[list[Piece]] = []
-    for instance in chunk:
-        try:
-            pieces.append(template.pieces(instance.messages, train_on))
-        except CannotRender as error:
-            counts.drop(error.reason, instance.source, instance.row)
-        else:
-            instances.append(instance)
-    return instances, pieces
-
-
-def _fit(instance: Instance, rendered: Rendered, max_length: int | None, counts: RowCounts) -> EncodedRow | None:
-    """The row cut to ``max_length``, or None if nothing to learn is left in it."""
-    ids, supervised = rendered.ids, rendered.supervised
-    learnt = sum(supervised[1:])
-    if not learnt:
-        counts.drop("no token to learn", instance.source, instance.row)
-        return None
-    if max_length is not None and len(ids) > max_length:
-        supervised = supervised[:max_length]
-        left = sum(supervised[1:])
-        if not left:
-            counts.drop(PROMPT_FILLS, instance.source, instance.row)
-            return None
-        end = max_length - supervised[::-1].index(True)  # nothing is learnt from what follows
-        ids, supervised = ids[:end], supervised[:end]
-        if left < learnt:
-            counts.truncate(TRUNCATED, instance.source, instance.row)
-    return EncodedRow(ids, supervised, instance.source, instance.row)
 
 
 def _check_counts(counts: RowCounts, max_dropped: float, max_length: int | None) -> None:

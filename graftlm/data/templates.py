@@ -92,10 +92,7 @@ class ChatTemplate:
 
     def render_prompt(self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The ids up to where the assistant's next answer begins."""
-        if messages and messages[-1].role in ("assistant", "text"):
-            raise CannotRender("prompt ends with an answer", f"a prompt cannot end with a {messages[-1].role} message")
-        pieces = self._pieces([*messages, Message("assistant", "")], None)
-        return self.encode([pieces], tokenizer)[0].ids
+        return self.encode([self.prompt_pieces(messages)], tokenizer)[0].ids
 
     def encode(self, rows: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenizerBase) -> list[Rendered]:
         """Tokenise what ``pieces`` gave for many conversations at once.
@@ -131,6 +128,12 @@ class ChatTemplate:
         if self.jinja is not None or len(tokenize([self.end], tokenizer, special=True)[0]) == 1:
             return None
         return self.end
+
+    def prompt_pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        """What is tokenised of a prompt, piece by piece."""
+        if messages and messages[-1].role in ("assistant", "text"):
+            raise CannotRender("prompt ends with an answer", f"a prompt cannot end with a {messages[-1].role} message")
+        return self._pieces([*messages, Message("assistant", "")], None)
 
     def pieces(self, messages: Sequence[Message], train_on: str | Sequence[str] = "assistant") -> list[Piece]:
         """What is tokenised, piece by piece."""

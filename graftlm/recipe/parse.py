@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from graftlm.data.heads import HeadSettings
 from graftlm.data.readers import find_sources
 from graftlm.errors import UserError, nearest
 from graftlm.recipe.locate import adapter_folder, base_folder, chat_template, data_path, name_from
@@ -239,7 +240,11 @@ class _Parser:
             return None
         method = self.method(path, entry, methods)
         own = {k: v for k, v in entry.items() if k in AdapterTraining.model_fields}
-        keys = self.model(AdapterKeys, {k: v for k, v in entry.items() if k in AdapterKeys.model_fields}, path)
+        given = {k: v for k, v in entry.items() if k in AdapterKeys.model_fields}
+        if isinstance(given.get("head"), dict):
+            self.unknown((*path, "head"), given["head"], HeadSettings.model_fields, {})
+            given["head"] = {k: v for k, v in given["head"].items() if k in HeadSettings.model_fields}
+        keys = self.model(AdapterKeys, given, path)
         training = self.model(AdapterTraining, own, path)
         if training is not None and defaults is not None:
             training = self.model(AdapterTraining, _with_defaults(own, defaults), path)
@@ -247,7 +252,7 @@ class _Parser:
             keys = self.references(path, keys, data, "data" in entry)
         if method is None or keys is None or training is None:
             return None
-        return AdapterRecipe(data=keys.data, under=keys.under, method=method, training=training)
+        return AdapterRecipe(**dict(keys), method=method, training=training)
 
     def method(self, path: KeyPath, entry: dict[str, Any], methods: Mapping[str, type[BaseModel]]) -> Any:
         shared = [*AdapterKeys.model_fields, "method"]

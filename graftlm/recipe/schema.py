@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from graftlm.data.heads import HeadSettings
 from graftlm.training.settings import AdapterTraining, RunSettings
 
 if TYPE_CHECKING:
@@ -188,6 +189,12 @@ class AdapterKeys(_Values):
     )
     under: Names = Field(
         (), description="Folders of trained adapters that it is stacked on, lowest first; they stay as they are."
+    )
+    head: HeadSettings | None = Field(
+        None,
+        description="What it predicts instead of text: {type: classifier} a label a row, {type: tagger} a label a "
+        "word, {type: verbalizer, pattern: '{text} It was {mask}.'} an encoder's masked word. Labels are the answers "
+        "of the rows; labels: [yes, no] names them, and words: {yes: good, no: bad} their words in a verbalizer.",
     )
 
 
