@@ -108,7 +108,7 @@ class AdaptedModel:
     @property
     def context_length(self) -> int:
         """The most tokens that a sequence may have."""
-        return context_length(self.base.config)
+        return context_length(self.base.config) - self._positions.first
 
     def add(
         self,

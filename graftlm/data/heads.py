@@ -42,20 +42,17 @@ class HeadSettings(BaseModel):
             raise ValueError("pattern: a verbalizer needs one with {mask} in it once, such as '{text} It was {mask}.'")
         if self.pattern is not None and self.pattern.count(TEXT) > 1:
             raise ValueError("pattern: holds {text} more than once")
+        if self.pattern is not None and TEXT in self.pattern.partition(MASK)[2]:
+            raise ValueError("pattern: {mask} must come after {text}: a row that is too long is cut at its end")
         return self
 
     @property
     def parts(self) -> tuple[str, str, str]:
-        """The pattern's text before the row's own, from there to the mask, and behind; the mask comes last of two."""
+        """The pattern's text before the row's own, from there to the mask, and behind the mask."""
         pattern = self.pattern or MASK
         if TEXT not in pattern:
             pattern = f"{TEXT} {pattern}"
         before, _, rest = pattern.partition(TEXT)
-        if MASK in before:
-            raise UserError(
-                f"pattern '{self.pattern}': {{mask}} stands before {{text}}",
-                hint="A row that is too long is cut at its end, so the mask comes after it.",
-            )
         between, _, behind = rest.partition(MASK)
         return before, between, behind
 

@@ -235,6 +235,9 @@ def learnt_messages(messages: Sequence[Message], train_on: str | Sequence[str]) 
     return [m.train if m.train is not None else flag for m, flag in zip(messages, by_role, strict=True)]
 
 
+#: Contents and nothing else, for bases that know no roles.
+BARE = ChatTemplate("bare", system="{content}\n\n", user="{content}", assistant="{content}{end}")
+
 ALPACA_SYSTEM = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )

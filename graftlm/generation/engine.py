@@ -39,6 +39,11 @@ class Engine:
     ) -> None:
         if max_batch_rows < 1 or max_batch_tokens < 1:
             raise UserError("max_batch_rows and max_batch_tokens must be at least 1")
+        if model.kind != "decoder":
+            raise UserError(
+                f"{model.name} is an {model.kind}, and only decoders write text here",
+                hint="Its adapters can be trained and scored: graftlm train.",
+            )
         self.model = model
         self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
         self.max_batch_rows = max_batch_rows
@@ -143,6 +148,9 @@ class Engine:
         """Check a request and make its state."""
         context, length = self.model.context_length, len(request.prompt_ids)
         self.model.routing(request.adapters, 1, 1)  # an unknown adapter is an error now, not in the middle
+        head = self.model.head_of(as_stack(request.adapters))
+        if head is not None:
+            raise UserError(f"the adapter '{head}' has a head of its own: it predicts labels, and writes no text")
         sampling, tokenizer = request.sampling, self.tokenizer
         if length == 0:
             raise UserError("the prompt is empty", hint="Give at least one token, such as the beginning of sequence.")

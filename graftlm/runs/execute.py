@@ -13,6 +13,7 @@ from graftlm.adapters.lora import LoRA
 from graftlm.base.files import write_json, write_text
 from graftlm.base.memory import peak_memory, reset_peak_memory
 from graftlm.data.instances import Instance
+from graftlm.evaluation.frequency import frequency_scores
 from graftlm.evaluation.rank_charts import RankScore
 from graftlm.evaluation.report import AdapterReport, Example, RunReport, write_report
 from graftlm.generation.engine import Engine
@@ -106,7 +107,7 @@ def execute(
     if outcome.interrupted or should_stop():
         return RunResult(outcome, None)
     say("scoring held-out rows with the bare base and each adapter")
-    before, after = _scores(run, lambda task: task.under), _scores(run, lambda task: task.stack)
+    before, after = _scores_before(run), _scores(run, run.tasks, lambda task: task.stack)
     measured = _Measured(outcome, plan, seconds, peak, before, after, _scores_by_rank(run))
     for name in outcome.progress:
         run.model.notes[name] = adapter_notes(run, name, measured.metrics(name))
@@ -129,11 +130,24 @@ def _all(watchers: Sequence[Watcher]) -> Watcher:
     return watch
 
 
-def _scores(run: PreparedRun, stack: Callable[[Task], tuple[str, ...]]) -> dict[str, list[RowScore]]:
-    """Score every task's held-out rows under a routing, all tasks in the same batches."""
-    rows = [row for task in run.tasks for row in task.held_out_rows(stack(task))]
-    scores = iter(score_rows(run.model, rows, run.recipe.training.micro_batch_tokens))
-    return {task.adapter: [next(scores) for _ in task.held_out] for task in run.tasks}
+def _scores(
+    run: PreparedRun, tasks: Sequence[Task], stack: Callable[[Task], tuple[str, ...]]
+) -> dict[str, list[RowScore]]:
+    """Score the held-out rows of tasks under a routing, all tasks in the same batches."""
+    rows = [row for task in tasks for row in task.held_out_rows(stack(task))]
+    scores = iter(score_rows(run.model, rows, run.recipe.training.micro_batch_tokens) if rows else [])
+    return {task.adapter: [next(scores) for _ in task.held_out] for task in tasks}
+
+
+def _scores_before(run: PreparedRun) -> dict[str, list[RowScore]]:
+    """The scores without the adapters. Without a head there are no classes: then those of the most frequent one."""
+    headed = {task.adapter for task in run.tasks if run.model.head_of(task.stack) not in (None, *task.under)}
+    rest = [task for task in run.tasks if task.adapter not in headed]
+    scores = _scores(run, rest, lambda task: task.under)
+    for task in run.tasks:
+        if task.adapter in headed:
+            scores[task.adapter] = frequency_scores(task.rows, task.held_out)
+    return scores
 
 
 def _scores_by_rank(run: PreparedRun) -> dict[str, list[RankScore]]:
@@ -162,12 +176,42 @@ def _metrics(progress: Progress, before: list[RowScore], after: list[RowScore]) 
 
 
 def _examples(run: PreparedRun) -> dict[str, list[Example]]:
-    """Answers of the base and of each adapter to some of its held-out prompts, decoded greedily in shared batches."""
-    chosen = {task.adapter: _spread(run.held_out[task.adapter]) for task in run.tasks}
+    """What each adapter makes of some of its held-out prompts: answers beside the base's, or the labels of its head."""
+    written = _answers(run, [task for task in run.tasks if run.model.kind == "decoder" and not _classes(run, task)])
+    return {task.adapter: written.get(task.adapter) or _labels(run, task) for task in run.tasks}
+
+
+def _classes(run: PreparedRun, task: Task) -> bool:
+    return run.model.head_of(task.stack) is not None
+
+
+def _labels(run: PreparedRun, task: Task) -> list[Example]:
+    """The labels of an adapter's own head, where it has one."""
+    head = run.heads.get(task.adapter)
+    if head is None or not _classes(run, task):
+        return []
+    numbers = range(len(task.held_out))[:: max(1, len(task.held_out) // EXAMPLES)][:EXAMPLES]
+    rows = task.held_out_rows()
+    scores = score_rows(run.model, [rows[number] for number in numbers], run.recipe.training.micro_batch_tokens)
+    return [
+        Example(
+            _prompt_text(run.held_out[task.adapter][number]),
+            run.held_out[task.adapter][number].messages[-1].content,
+            {task.adapter: " ".join(head.labels[label] for label in score.predicted)},
+        )
+        for number, score in zip(numbers, scores, strict=True)
+    ]
+
+
+def _answers(run: PreparedRun, tasks: Sequence[Task]) -> dict[str, list[Example]]:
+    """Answers of the base and of each adapter, decoded greedily in shared batches."""
+    if not tasks:
+        return {}
+    chosen = {task.adapter: _spread(run.held_out[task.adapter]) for task in tasks}
     stop_ids = run.template.stop_ids(run.tokenizer)
     sampling = SamplingSettings(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop_ids=stop_ids)
     requests = []
-    for task in run.tasks:
+    for task in tasks:
         for instance in chosen[task.adapter]:
             prompt = run.template.render_prompt(instance.messages[:-1], run.tokenizer)
             room = run.model.context_length - ANSWER_TOKENS
@@ -183,7 +227,7 @@ def _examples(run: PreparedRun) -> dict[str, list[Example]]:
             )
             for instance in chosen[task.adapter]
         ]
-        for task in run.tasks
+        for task in tasks
     }
 
 
@@ -272,7 +316,7 @@ def _joint_counts(run: PreparedRun, name: str) -> dict[str, Any]:
     """The account of all of an adapter's data sets together."""
     joint: dict[str, Any] = {"read": 0, "kept": 0, "truncated": {}, "dropped": {}}
     for key in run.recipe.adapters[name].data:
-        counts = run.data[key].train.counts
+        counts = run.parts[name][key].train.counts
         joint["read"] += counts.read
         joint["kept"] += counts.kept
         for part, table in (("truncated", counts.truncated), ("dropped", counts.dropped)):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,33 +12,20 @@ from transformers import PreTrainedTokenizerBase
 from graftlm.adapters.files import read_notes
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import mix_seed
-from graftlm.data.batches import EncodedRow
+from graftlm.data.heads import HeadSettings
 from graftlm.data.instances import Instance
-from graftlm.data.prepare import Instances, PreparedData, RowCounts, load_instances, prepare, split_held_out
-from graftlm.data.templates import ChatTemplate, resolve_chat_template
+from graftlm.data.templates import BARE, ChatTemplate, resolve_chat_template
 from graftlm.errors import UserError
-from graftlm.recipe import AdapterRecipe, DataSet, Recipe
+from graftlm.recipe import AdapterRecipe, Recipe
+from graftlm.runs.data import SplitData, part_of, read_data, render_data
 from graftlm.training.task import Task
 
 
 @dataclass(frozen=True)
-class SplitData:
-    """One data set: rows to learn from, rows held out, and the account of both."""
-
-    train: PreparedData
-    held_out: PreparedData | None
-
-    def counts(self) -> dict[str, Any]:
-        """The account of every row, as JSON; that of a held-out file of its own apart."""
-        counts = self.train.counts.to_dict()
-        if self.held_out is not None and self.held_out.counts is not self.train.counts:
-            return {**counts, "held_out": self.held_out.counts.to_dict()}
-        return counts
-
-
-@dataclass(frozen=True)
 class PreparedRun:
-    """All that training needs. ``held_out`` are each adapter's held-out instances, in the order of its task's rows."""
+    """All that training needs. ``held_out`` are each adapter's held-out instances, in the order of its task's rows;
+    ``data`` the splits by title, ``parts`` by adapter and data set; ``heads`` what adapters predict instead of text.
+    """
 
     recipe: Recipe
     model: AdaptedModel
@@ -48,6 +34,8 @@ class PreparedRun:
     data: dict[str, SplitData]
     tasks: tuple[Task, ...]
     held_out: dict[str, tuple[Instance, ...]]
+    parts: dict[str, dict[str, SplitData]]
+    heads: dict[str, HeadSettings]
 
 
 def set_up(recipe: Recipe, say: Callable[[str], None] = lambda _line: None) -> PreparedRun:
@@ -57,7 +45,7 @@ def set_up(recipe: Recipe, say: Callable[[str], None] = lambda _line: None) -> P
         UserError: anything in base, data or adapters that the user can mend.
     """
     # Data first: a mistake in it is found in a moment, and a base may take minutes to load.
-    found = {name: _read(name, data_set) for name, data_set in recipe.data.items()}
+    found = read_data(recipe)
     model = AdaptedModel.from_pretrained(recipe.base, dtype=recipe.dtype, device=recipe.device, blocks=recipe.blocks)
     tokenizer = model.tokenizer
     assert tokenizer is not None
@@ -66,111 +54,64 @@ def set_up(recipe: Recipe, say: Callable[[str], None] = lambda _line: None) -> P
         f"base {model.name}: {parameters / 1e6:.1f}M parameters, {str(model.dtype).removeprefix('torch.')} on "
         f"{model.device}, context {model.context_length}, fingerprint {model.fingerprint[:12]}"
     )
-    template = resolve_chat_template(recipe.chat_template, tokenizer)
-    say(f"chat template {template.name}")
-    data = {
-        name: _prepare(name, data_set, *found[name], model, tokenizer, template)
-        for name, data_set in recipe.data.items()
-    }
-    for name, split in data.items():
-        say(f"data {name}: {split.train.summary}; {account(split)}")
-        if split.held_out is not None and split.held_out.counts is not split.train.counts:
-            say(f"data {name}, held-out file: {split.held_out.summary}; {_losses(split.held_out.counts)}")
+    template = _template(recipe, model, tokenizer)
+    say(f"chat template {template.name}" if model.kind == "decoder" else f"texts of an {model.kind}")
+    data = render_data(recipe, found, model, tokenizer, template, say)
     tasks, held_out = [], {}
     for name, adapter in recipe.adapters.items():
-        with _part_of("adapter", name):
-            tasks.append(_task(name, adapter, model, template, data))
-        held_out[name] = tuple(
-            instance for key in adapter.data if (part := data[key].held_out) for instance in part.instances
-        )
+        parts = list(data.parts[name].values())
+        with part_of("adapter", name):
+            tasks.append(_task(name, adapter, model, template, parts, data.heads.get(name)))
+        held_out[name] = tuple(each for part in parts if part.held_out for each in part.held_out.instances)
         update = model.adapter(name)
         say(f"adapter {name}: {update.trained_parameters:,} parameters, {len(tasks[-1].steps)} steps")
-    return PreparedRun(recipe, model, tokenizer, template, data, tuple(tasks), held_out)
+    return PreparedRun(recipe, model, tokenizer, template, data.splits, tuple(tasks), held_out, data.parts, data.heads)
 
 
-def _read(name: str, data_set: DataSet) -> tuple[Instances, Instances | None]:
-    """The instances of one data set: to learn from, and held out where they have files of their own."""
-    keys = ("prompt", "answer", "system", "variables", "split", "limit")
-    reading = {key: value for key, value in data_set.reading().items() if key in keys}
-    with _part_of("data set", name):
-        held_out = load_instances(list(data_set.held_out_path), **reading) if data_set.held_out_path else None
-        return load_instances(list(data_set.path), **reading), held_out
-
-
-def _prepare(
-    name: str,
-    data_set: DataSet,
-    instances: Instances,
-    held_out: Instances | None,
-    model: AdaptedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    template: ChatTemplate,
-) -> SplitData:
-    """Render, cut and split one data set."""
-    keys = ("train_on", "max_dropped", "drop_duplicates")
-    settings = {key: value for key, value in data_set.reading().items() if key in keys}
-    settings["max_length"] = _max_length(name, data_set, model)
-    with _part_of("data set", name):
-        rows = prepare(instances, template, tokenizer, **settings)
-        if held_out is not None:
-            split = SplitData(rows, prepare(held_out, template, tokenizer, **settings))
-        elif data_set.held_out_part:
-            split = SplitData(*split_held_out(rows, data_set.held_out_part))
-        else:
-            split = SplitData(rows, None)
-    if not split.train.rows:
+def _template(recipe: Recipe, model: AdaptedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """How conversations are written; bases that are no decoders read texts as they are."""
+    if model.kind == "decoder":
+        return resolve_chat_template(recipe.chat_template, tokenizer)
+    if recipe.chat_template != "auto":
         raise UserError(
-            f"data set '{name}': all of its {len(rows.rows)} rows are held out, so none is left to learn from",
-            hint="Hold out fewer: held_out: 0.1",
+            f"chat_template '{recipe.chat_template}': this base is an {model.kind}, which reads texts without roles",
+            hint="Leave chat_template out.",
         )
-    return split
-
-
-@contextmanager
-def _part_of(kind: str, name: str) -> Iterator[None]:
-    """Errors from inside say which part of the recipe they are about."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{kind} '{name}': {error.message}", hint=error.hint) from error
-
-
-def account(split: SplitData) -> str:
-    """One line: how many rows are learnt, held out, truncated and dropped, with reasons."""
-    counts = split.train.counts
-    parts = [f"{len(split.train.rows):,} to learn from"]
-    if split.held_out is not None:
-        parts.append(f"{len(split.held_out.rows):,} held out")
-    return ", ".join([*parts, _losses(counts)])
-
-
-def _losses(counts: RowCounts) -> str:
-    """How many rows were truncated and dropped, with reasons."""
-    parts = []
-    for word, table in (("truncated", counts.truncated), ("dropped", counts.dropped)):
-        several = len(table) > 1
-        reasons = "; ".join(f"{number:,} {reason}" if several else reason for reason, number in table.items())
-        parts.append(f"{sum(table.values()):,} {word}" + (f" ({reasons})" if reasons else ""))
-    return ", ".join(parts)
-
-
-def _max_length(name: str, data_set: DataSet, model: AdaptedModel) -> int:
-    if data_set.max_length is not None and data_set.max_length > model.context_length:
-        raise UserError(
-            f"data set '{name}': max_length is {data_set.max_length}, but the base's context is {model.context_length}",
-            hint=f"Give at most {model.context_length}, or leave it out.",
-        )
-    return data_set.max_length or model.context_length
+    return BARE
 
 
 def _task(
-    name: str, adapter: AdapterRecipe, model: AdaptedModel, template: ChatTemplate, data: dict[str, SplitData]
+    name: str,
+    adapter: AdapterRecipe,
+    model: AdaptedModel,
+    template: ChatTemplate,
+    parts: Sequence[SplitData],
+    head: HeadSettings | None,
 ) -> Task:
     under = tuple(_load_under(Path(folder), model, template) for folder in adapter.under)
-    model.add(name, adapter.method, seed=mix_seed(adapter.training.seed, "start"))
-    rows: list[EncodedRow] = [row for key in adapter.data for row in data[key].train.rows]
-    held: list[EncodedRow] = [row for key in adapter.data if (part := data[key].held_out) for row in part.rows]
-    return Task(name, tuple(rows), adapter.training, tuple(held), under=under)
+    classes = len(head.labels) if head is not None and head.type != "verbalizer" else None
+    model.add(name, adapter.method, seed=mix_seed(adapter.training.seed, "start"), classes=classes)
+    rows = tuple(row for part in parts for row in part.train.rows)
+    held_out = tuple(row for part in parts if part.held_out for row in part.held_out.rows)
+    task = Task(name, rows, adapter.training, held_out, under=under)
+    _check_lengths(model, task)
+    return task
+
+
+def _check_lengths(model: AdaptedModel, task: Task) -> None:
+    """See that every row fits into the context beside what its adapters put before it."""
+    virtual, prefix = model.virtual_length(task.stack), model.prefix_length(task.stack)
+    if not virtual and not prefix:
+        return
+    rows = (*task.rows, *task.held_out)
+    longest = max(max(len(row.source_ids), len(row.ids)) if row.source_ids else len(row.ids) for row in rows)
+    room = model.context_length - virtual - prefix
+    if longest > room:
+        raise UserError(
+            f"its {virtual} virtual tokens and prefix of {prefix} leave room for {max(0, room)} tokens of the context "
+            f"of {model.context_length}, and the longest row has {longest}",
+            hint=f"Set max_length: {room} on the data set." if room > 1 else "Use fewer.",
+        )
 
 
 def _load_under(folder: Path, model: AdaptedModel, template: ChatTemplate) -> str:
@@ -198,7 +139,8 @@ def adapter_notes(run: PreparedRun, name: str, metrics: dict[str, Any]) -> dict[
         "template_hash": run.template.hash,
         "recipe": {"base": run.recipe.base, "adapter": adapter.to_dict()},
         "under": list(adapter.under),
-        "data": {key: run.data[key].counts() for key in adapter.data},
+        **({"head": run.heads[name].model_dump(mode="json")} if name in run.heads else {}),
+        "data": {key: part.counts() for key, part in run.parts[name].items()},
         "metrics": metrics,
         "versions": versions(),
     }

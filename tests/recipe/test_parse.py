@@ -7,6 +7,7 @@ from textwrap import dedent
 import pytest
 
 from graftlm.adapters import LoRA
+from graftlm.data.heads import HeadSettings
 from graftlm.errors import UserError
 from graftlm.recipe import Recipe, RecipeError, load_recipe, parse_recipe, recipe_for_data_files, recipe_from_dict
 from graftlm.recipe.schema import known_methods
@@ -424,3 +425,42 @@ def test_names_made_from_files(file: str, name: str):
     from graftlm.recipe.locate import name_from
 
     assert name_from(file) == name
+
+
+def test_a_head_and_its_labels():
+    recipe = recipe_from_dict(with_adapter(head={"type": "classifier", "labels": ["yes", "no"]}))
+    assert recipe.adapters["a"].head == HeadSettings(type="classifier", labels=("yes", "no"))
+    assert parse_recipe(recipe.to_yaml()) == recipe
+    assert recipe_from_dict(with_adapter()).adapters["a"].head is None
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            {"type": "clasifier"},
+            "adapters.a.head.type: must be one of classifier, tagger, verbalizer, is 'clasifier'; did you mean 'classifier'?",
+        ),
+        ({"type": "tagger", "label": ["a"]}, "adapters.a.head.label: unknown key; did you mean 'labels'?"),
+        (
+            {"type": "verbalizer"},
+            "adapters.a.head: pattern: a verbalizer needs one with {mask} in it once, such as '{text} It was {mask}.'",
+        ),
+        (
+            {"type": "verbalizer", "pattern": "{mask} {mask}"},
+            "adapters.a.head: pattern: a verbalizer needs one with {mask} in it once, such as '{text} It was {mask}.'",
+        ),
+        (
+            {"type": "verbalizer", "pattern": "{mask} {text}"},
+            "adapters.a.head: pattern: {mask} must come after {text}: a row that is too long is cut at its end",
+        ),
+        (
+            {"type": "tagger", "pattern": "{mask}"},
+            "adapters.a.head: pattern and words belong to a verbalizer, not to a tagger",
+        ),
+        ({"type": "tagger", "labels": ["a", "a"]}, "adapters.a.head: labels: names 'a' more than once"),
+        ("tagger", "adapters.a.head: must be a mapping, is 'tagger'"),
+    ],
+)
+def test_a_head_that_is_wrong(head, message):
+    assert one_error(with_adapter(head=head)) == message
