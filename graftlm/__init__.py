@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 if TYPE_CHECKING:
-    from graftlm.adapters import IA3, AdaptedModel, BitFit, Bottleneck, Full, LoRA, Prompt, Routing
+    from graftlm.adapters import IA3, AdaptedModel, BitFit, Bottleneck, Full, LoRA, Prompt, PTuning, Routing
     from graftlm.errors import UserError
 
 __version__ = "0.1.0"
@@ -21,6 +21,7 @@ __all__ = [
     "Bottleneck",
     "Full",
     "LoRA",
+    "PTuning",
     "Prompt",
     "Routing",
     "UserError",

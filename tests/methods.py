@@ -17,4 +17,7 @@ METHODS: Mapping[str, MethodConfig] = {
     "bitfit": graftlm.BitFit(),
     "full": graftlm.Full(),
     "prompt": graftlm.Prompt(length=3),
+    "p-tuning-lstm": graftlm.PTuning(length=2, encoder_hidden=6),
+    "p-tuning-mlp": graftlm.PTuning(length=4, encoder="mlp", encoder_hidden=9),
+    "p-tuning-none": graftlm.PTuning(length=1, encoder="none"),
 }

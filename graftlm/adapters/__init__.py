@@ -7,10 +7,11 @@ from graftlm.adapters.full import Full
 from graftlm.adapters.ia3 import IA3
 from graftlm.adapters.lora import LoRA
 from graftlm.adapters.model import AdaptedModel
+from graftlm.adapters.p_tuning import PTuning
 from graftlm.adapters.prompt import Prompt
 from graftlm.adapters.routing import Routing
 
 #: The configurations of all methods, in the order in which they are listed.
-METHODS = (LoRA, Bottleneck, IA3, BitFit, Full, Prompt)
+METHODS = (LoRA, Bottleneck, IA3, BitFit, Full, Prompt, PTuning)
 
-__all__ = ["IA3", "METHODS", "AdaptedModel", "BitFit", "Bottleneck", "Full", "LoRA", "Prompt", "Routing"]
+__all__ = ["IA3", "METHODS", "AdaptedModel", "BitFit", "Bottleneck", "Full", "LoRA", "PTuning", "Prompt", "Routing"]

@@ -34,18 +34,21 @@ _OWN = (CONFIG, WEIGHTS, NOTES, HEAD, "README.md")  # peft writes a README.md
 _PREFIX = "base_model.model."
 
 
-def save_adapter(model: AdaptedModel, name: str, folder: Path) -> Path:
+def save_adapter(model: AdaptedModel, name: str, folder: Path, *, peft: bool = False) -> Path:
     """Write the adapter ``name`` of ``model`` to ``folder``, whole or not at all.
 
-    An adapter with a subtracted start (PiSSA) is written as the plain LoRA of twice the rank that it equals.
+    An adapter with a subtracted start (PiSSA) is written as the plain LoRA of twice the rank that it equals. ``peft``
+    asks for a folder that peft loads; without it, adapters that peft has no form for are written for graftlm alone.
 
     Raises:
-        UserError: no such adapter, the folder holds other things than an adapter, or the disk is full; what was in
-            the folder before stays.
+        UserError: no such adapter, peft has no form for it, the folder holds other things than an adapter, or the disk
+            is full; what was in the folder before stays.
     """
     adapter = model.adapter(name)
     _check_replaceable(folder)
     stored = adapter.config.store(adapter, model.places, model.source)
+    if peft and stored.peft is None:
+        raise UserError(f"the adapter '{name}' cannot be written for peft: {stored.not_peft}")
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in stored.tensors.items()}
     notes = {
         "format": FORMAT,

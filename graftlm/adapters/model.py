@@ -194,11 +194,17 @@ class AdaptedModel:
         self._views[name] = view
         return view
 
-    def save(self, name: str, folder: str | Path) -> Path:
-        """Write an adapter as a folder that peft loads as it is; see :mod:`graftlm.adapters.files`."""
+    def save(self, name: str, folder: str | Path, *, peft: bool = False) -> Path:
+        """Write an adapter as a folder, which peft loads as it is where it has such a kind of adapter.
+
+        ``peft``: it must; see :mod:`graftlm.adapters.files`.
+
+        Raises:
+            UserError: there is no such adapter, or with ``peft``: peft has no form for it.
+        """
         from graftlm.adapters.files import save_adapter
 
-        return save_adapter(self, name, Path(folder))
+        return save_adapter(self, name, Path(folder), peft=peft)
 
     def load(self, folder: str | Path, name: str | None = None) -> str:
         """Read an adapter folder (ours or peft's); its name is ``name``, or the folder's. Gives the name."""

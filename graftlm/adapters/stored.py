@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 class Stored:
     """Tensors by name, and peft's adapter_config.json where peft has such a kind of adapter.
 
-    ``folder`` is where it was read from, for error messages.
+    ``folder`` is where it was read from, for error messages; ``not_peft`` says why there is no such configuration.
     """
 
     tensors: dict[str, torch.Tensor]
     peft: dict[str, Any] | None
     folder: Path = field(default_factory=Path)
+    not_peft: str = "peft has no such kind of adapter"
 
 
 @torch.no_grad()
