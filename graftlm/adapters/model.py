@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from graftlm.adapters.inputs import Inputs, PositionIds, check_length, realigned
 from graftlm.adapters.method import Adapter, MethodConfig
 from graftlm.adapters.routing import Call, Routing, RowAdapters, Stack, as_stack, during, mix_seed, routed
 from graftlm.adapters.sites import Sites
+from graftlm.adapters.virtual import placed, unknown_id
 from graftlm.base.fingerprint import base_fingerprint
 from graftlm.base.head import backbone, language_head
 from graftlm.base.loading import Kind, LoadedBase, base_kind, context_length, freeze, load_base
@@ -324,6 +325,18 @@ class AdaptedModel:
     def head_of(self, stack: Stack) -> str | None:
         """The adapter whose own head reads the final hidden states of a stack: the topmost that has one, or none."""
         return next((name for name in reversed(stack) if self.adapter(name).head is not None), None)
+
+    def with_virtual_tokens(self, ids: Sequence[int], adapters: RowAdapters) -> tuple[int, ...]:
+        """A row's ids with the virtual tokens of its adapters in front, unless it holds some already.
+
+        Raises:
+            UserError: an id is neither in the vocabulary nor one of their virtual tokens.
+        """
+        count = self.virtual_length(as_stack(adapters))
+        first = self.vocabulary if self.places.embedding is None else self.places.embedding.vocabulary
+        if ids and max(ids) >= first + count:
+            raise unknown_id(max(ids), first, count)
+        return tuple(placed(ids, count, first))
 
     def prefix_length(self, stack: Stack) -> int:
         """How many keys and values the adapters of a stack put before a row's own."""

@@ -19,7 +19,7 @@ class Rendered:
     """A conversation as tokens: three lists of equal length.
 
     ``supervised`` says which tokens are learnt; ``origin`` where each came from: "template", "system",
-    "user", "assistant" or "text".
+    "user", "assistant", "text" or "virtual".
     """
 
     ids: list[int]
@@ -33,11 +33,13 @@ class Piece:
 
     Special tokens are parsed in template text only. ``learn`` is "all", "no", or "stop": through the
     first special token; where there is none and the piece is the last, an end-of-sequence token is added.
+    ``ids``: tokens that have no text (virtual ones).
     """
 
     text: str
     origin: str
     learn: Literal["no", "all", "stop"] = "no"
+    ids: tuple[int, ...] = ()
 
 
 def move_spaces(pieces: Sequence[Piece]) -> list[Piece]:
@@ -83,7 +85,7 @@ def _join(
     origin: list[str] = []
     for place, piece in enumerate(row):
         table = fixed_ids if piece.origin == "template" else content_ids
-        new = table[piece.text] if piece.text else []
+        new = table[piece.text] if piece.text else list(piece.ids)
         if piece.learn == "stop":
             through = next((i + 1 for i, token in enumerate(new) if token in stops), None)
             if through is None:

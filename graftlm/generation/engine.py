@@ -62,7 +62,8 @@ class Engine:
         """Take a request in; gives its id. Tokens come from :meth:`step`.
 
         Raises:
-            UserError: an unknown adapter, an empty prompt, one that fills the context, or an id in use.
+            UserError: an unknown adapter, an empty prompt, one that fills the context, an id that is no token, or a
+                request's id in use.
         """
         return self._submit([request])[0]
 
@@ -146,19 +147,22 @@ class Engine:
 
     def _row(self, request: Request) -> Row:
         """Check a request and make its state."""
-        context, length = self.model.context_length, len(request.prompt_ids)
+        context = self.model.context_length
         self.model.routing(request.adapters, 1, 1)  # an unknown adapter is an error now, not in the middle
         head = self.model.head_of(as_stack(request.adapters))
         if head is not None:
             raise UserError(f"the adapter '{head}' has a head of its own: it predicts labels, and writes no text")
         sampling, tokenizer = request.sampling, self.tokenizer
-        if length == 0:
+        if not request.prompt_ids:
             raise UserError("the prompt is empty", hint="Give at least one token, such as the beginning of sequence.")
+        prompt = self.model.with_virtual_tokens(request.prompt_ids, request.adapters)
+        length, virtual = len(prompt), len(prompt) - len(request.prompt_ids)
         if length >= context:
+            beside = f" beside {virtual:,} virtual tokens of its adapters" if virtual else ""
             raise UserError(
-                f"the prompt has {length:,} tokens, but the context of the model is {context:,}: "
+                f"the prompt has {length - virtual:,} tokens{beside}, but the context of the model is {context:,}: "
                 f"there is no room for an answer",
-                hint=f"Shorten it to at most {context - 1:,} tokens.",
+                hint=f"Shorten it to at most {max(0, context - virtual - 1):,} tokens.",
             )
         if sampling.stop and tokenizer is None:
             raise UserError("stop texts need a tokenizer: Engine(model, tokenizer)")
@@ -169,7 +173,7 @@ class Engine:
         assert request.id is not None
         return Row(
             id=request.id,
-            prompt=tuple(request.prompt_ids),
+            prompt=prompt,
             stack=as_stack(request.adapters),
             sampling=sampling,
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,

@@ -87,10 +87,10 @@ class Group:
             self._mask = (torch.arange(columns) >= padding[:, None]).to(torch.int64).to(device)
         self._seen: torch.Tensor | None = None
         if any(row.sampling.repetition_penalty != 1.0 for row in rows):
-            # Columns that hold no token of the row yet hold its first one again: seen tokens are a set.
-            self._seen = torch.tensor([row.prompt[:1] for row in rows]).repeat(1, columns)
+            # Columns that hold no token of the row yet hold none that the model writes: it is penalised nowhere.
+            self._seen = torch.full((len(rows), columns), model.vocabulary)
             self._seen[:, : self._width] = torch.where(
-                torch.arange(self._width) >= padding[:, None], self._input, self._seen[:, : self._width]
+                torch.arange(self._width) >= padding[:, None], self._input, model.vocabulary
             )
             self._seen = self._seen.to(device)
         self._input, self._positions = self._input.to(device), self._positions.to(device)

@@ -93,11 +93,15 @@ def choose(
 def penalise_repetition(logits: torch.Tensor, penalty: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """Positive logits of seen tokens divided by the row's penalty, negative ones multiplied (Keskar et al. 2019, CTRL).
 
-    logits (rows, vocabulary), penalty (rows,), seen (rows, n) token ids, repeats allowed → (rows, vocabulary).
+    logits (rows, vocabulary), penalty (rows,), seen (rows, n) token ids, repeats allowed → (rows, vocabulary). Ids
+    past the vocabulary (virtual tokens) are no tokens to write, and change nothing.
     """
     by = penalty.to(logits.dtype)[:, None]
-    found = logits.gather(1, seen)
-    return logits.scatter(1, seen, torch.where(found > 0, found / by, found * by))
+    vocabulary = logits.shape[1]
+    one_more = torch.nn.functional.pad(logits, (0, 1))  # where all ids past the vocabulary go
+    seen = seen.clamp(max=vocabulary)
+    found = one_more.gather(1, seen)
+    return one_more.scatter(1, seen, torch.where(found > 0, found / by, found * by))[:, :vocabulary]
 
 
 def lowest_kept(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
