@@ -29,10 +29,11 @@ def commented_recipe() -> str:
     blocks += _entries(DataSet, "    ")
     title = "What is trained, each under a name of your choice. Any setting under training may stand here too, for one"
     blocks += [_title(f"{title} adapter alone.", ""), "adapters:\n"]
-    for name, config in known_methods().items():
+    for number, (name, config) in enumerate(known_methods().items()):
         summary = (config.__doc__ or "").strip().partition("\n")[0]
-        blocks += [_comment(summary, "  ") + f"  {name}:\n", *_entries(AdapterKeys, "    ")]
-        blocks += [f"    method: {name}\n\n", *_entries(config, "    ", leave_out="method")]
+        entry = [_comment(summary, "  ") + f"  {name}:\n", *_entries(AdapterKeys, "    ")]
+        entry += [f"    method: {name}\n\n", *_entries(config, "    ", leave_out="method")]
+        blocks.append("".join(entry) if number == 0 else _left_out("".join(entry)))
     blocks += [_title("Settings of the run.", ""), "training:\n", *_entries(RunSettings, "  ")]
     blocks += [_title("Defaults for all adapters.", "  "), *_entries(AdapterTraining, "  ")]
     return "".join(blocks).rstrip("\n") + "\n"
@@ -107,6 +108,11 @@ def _worth_saying(schema: dict[str, Any]) -> bool:
 def _comment(words: str, indent: str) -> str:
     lines = textwrap.wrap(words, WIDTH - len(indent) - 2, break_long_words=False, break_on_hyphens=False)
     return "".join(f"{indent}# {line}\n" for line in lines)
+
+
+def _left_out(text: str) -> str:
+    """Lines that stand there to be taken in: a recipe with every method would fit no base."""
+    return "".join(f"  # {line[2:]}" if line.strip() else "  #\n" for line in text.splitlines(keepends=True)) + "\n"
 
 
 def _title(words: str, indent: str) -> str:

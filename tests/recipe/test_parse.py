@@ -29,6 +29,8 @@ training: {epochs: 2, batch_tokens: 4096, micro_batch_tokens: 8192, eval_every: 
 log: [tensorboard]
 """
 
+METHODS = ", ".join(known_methods())
+
 
 def errors(text: str, folder: Path | None = None) -> list[str]:
     with pytest.raises(RecipeError) as caught:
