@@ -10,15 +10,29 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 if TYPE_CHECKING:
-    from graftlm.adapters import IA3, AdaptedModel, BitFit, Bottleneck, Full, LoRA, Prompt, PTuning, Routing
+    from graftlm.adapters import (
+        IA3,
+        AdaLoRA,
+        AdaptedModel,
+        BitFit,
+        Bottleneck,
+        DyLoRA,
+        Full,
+        LoRA,
+        Prompt,
+        PTuning,
+        Routing,
+    )
     from graftlm.errors import UserError
 
 __version__ = "0.1.0"
 __all__ = [
     "IA3",
+    "AdaLoRA",
     "AdaptedModel",
     "BitFit",
     "Bottleneck",
+    "DyLoRA",
     "Full",
     "LoRA",
     "PTuning",

@@ -10,6 +10,8 @@ from graftlm.adapters.method import MethodConfig
 METHODS: Mapping[str, MethodConfig] = {
     "lora": graftlm.LoRA(rank=3),
     "rslora": graftlm.LoRA(rank=2, rslora=True, alpha=3.0),
+    "adalora": graftlm.AdaLoRA(init_rank=4, target_rank=2, delta_t=2),
+    "dylora": graftlm.DyLoRA(rank=4, min_rank=2),
     "seq_bn": graftlm.Bottleneck(size=5),
     "double_seq_bn": graftlm.Bottleneck(kind="double_seq_bn", reduction_factor=8, layer_norm_after=True),
     "par_bn": graftlm.Bottleneck(kind="par_bn", sublayers=["attention", "feed_forward"], scaling="learned"),

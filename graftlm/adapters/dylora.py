@@ -82,7 +82,8 @@ class DyLoRA(MethodConfig):
 
     def store(self, adapter: Adapter, places: Places, source: str) -> Stored:
         """As a plain LoRA of the largest rank, which peft reads; graftlm.json says that it is more."""
-        return self.at_rank(self.rank).store(adapter, places, source)
+        config = self.at_rank(self.rank)
+        return config.store(Adapter(config, adapter.linear), places, source)
 
     def restore(self, stored: Stored, places: Places, *, device: torch.device) -> Adapter:
         """All ranks of it again."""

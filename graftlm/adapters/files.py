@@ -22,6 +22,7 @@ from graftlm.adapters.heads import ClassHead
 from graftlm.adapters.method import MethodConfig, methods
 from graftlm.adapters.stored import PeftReader, Stored, checked, peft_readers
 from graftlm.base.files import write_folder
+from graftlm.base.tensors import unshared
 from graftlm.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def save_adapter(model: AdaptedModel, name: str, folder: Path, *, peft: bool = F
     stored = adapter.config.store(adapter, model.places, model.source)
     if peft and stored.peft is None:
         raise UserError(f"the adapter '{name}' cannot be written for peft: {stored.not_peft}")
-    tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in stored.tensors.items()}
+    tensors = unshared(stored.tensors)
     notes = {
         "format": FORMAT,
         "name": name,

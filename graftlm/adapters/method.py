@@ -38,6 +38,13 @@ class MethodConfig(BaseModel):
         """The settings with what a tokenizer tells filled in (a start from text, say)."""
         return self
 
+    def check_steps(self, total: int) -> None:
+        """See that ``total`` optimizer steps are enough for the method.
+
+        Raises:
+            UserError: they are not.
+        """
+
     def view(self, adapter: Adapter, suffix: str) -> Adapter:
         """Another form of an adapter that shares its parameters: ``name@suffix``, such as a DyLoRA at one rank.
 

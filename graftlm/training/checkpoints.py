@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from graftlm.base.files import write_folder
+from graftlm.base.tensors import unshared
 from graftlm.errors import UserError
 
 PREFIX = "round-"
@@ -32,10 +33,7 @@ def save_checkpoint(
     """Write checkpoint ``number`` under ``folder`` and remove all but the ``keep`` newest."""
 
     def fill(fresh: Path) -> None:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            fresh / "tensors.safetensors",
-        )
+        save_file(unshared(tensors), fresh / "tensors.safetensors")
         (fresh / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     target = folder / f"{PREFIX}{number:08d}"

@@ -26,7 +26,7 @@ def find_non_finite(model: AdaptedModel, rows: Sequence[RoutedRow], adapter: str
 
 def non_finite_parameter(adapter: Adapter) -> str | None:
     """The first parameter of an adapter that has a NaN or an infinity, or None."""
-    named = dict(adapter.named_parameters())
+    named = {name: value for name, value in adapter.named_parameters() if value.numel()}
     # One number for each; with the largest-magnitude norm, as other norms of finite numbers may overflow.
     largest = torch._foreach_norm(list(named.values()), float("inf"))
     finite = torch.stack([value.detach() for value in largest]).isfinite().tolist()

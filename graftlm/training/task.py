@@ -113,6 +113,10 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        try:
+            self.adapter.config.check_steps(self.total)
+        except UserError as error:
+            raise UserError(f"adapter '{self.task.adapter}': {error.message}", hint=error.hint) from error
         self._take_parameters()
 
     def _take_parameters(self) -> None:
