@@ -15,6 +15,7 @@ METHODS: Mapping[str, MethodConfig] = {
     "seq_bn": graftlm.Bottleneck(size=5),
     "double_seq_bn": graftlm.Bottleneck(kind="double_seq_bn", reduction_factor=8, layer_norm_after=True),
     "par_bn": graftlm.Bottleneck(kind="par_bn", sublayers=["attention", "feed_forward"], scaling="learned"),
+    "stream_bn": graftlm.Bottleneck(placement="stream", sublayers=["attention", "feed_forward"], scaling="channel"),
     "ia3": graftlm.IA3(),
     "bitfit": graftlm.BitFit(),
     "full": graftlm.Full(),

@@ -1,6 +1,6 @@
 """Bottleneck adapters: a small feed-forward net behind or beside a sublayer.
 
-A(z) = scaling · W_up f(W_down z + b_down) + b_up. With h the sublayer's output, x the residual stream and LN the norm
+A(z) = scaling · (W_up f(W_down z + b_down) + b_up). With h the sublayer's output, x the residual stream and LN the norm
 of a post-norm model, the named kinds are
 
 - double_seq_bn (Houlsby et al. 2019): LN(h + A(h) + x), after attention and after feed-forward;
@@ -27,6 +27,7 @@ from graftlm.base.places import Places, Sublayer
 from graftlm.errors import UserError
 
 Norm = Callable[[torch.Tensor], torch.Tensor]
+Reads = Literal["stream", "sum", "output"]
 Part = Literal["attention", "cross_attention", "feed_forward"]
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -81,11 +82,16 @@ class Bottleneck(MethodConfig):
         description="What the settings below are where they are left out: seq_bn (Pfeiffer), double_seq_bn (Houlsby) "
         "or par_bn (He, parallel).",
     )
-    placement: Literal["serial", "parallel"] | None = Field(
-        None, description="serial: reads what the sublayer gives; parallel: reads what the sublayer is given."
+    placement: Literal["serial", "parallel", "stream"] | None = Field(
+        None,
+        description="serial: reads what the sublayer gives; parallel: reads the residual stream that the sublayer is "
+        "given; stream: reads and changes the residual stream behind the sublayer and its norm, s + A(s).",
     )
     sublayers: Annotated[list[Part], Field(min_length=1)] | None = Field(
         None, description="Where: attention, cross_attention, feed_forward."
+    )
+    blocks: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
+        None, description="The numbers of the blocks, an encoder's before its decoder's. Left out: all."
     )
     reduction_factor: Annotated[float, Field(gt=0)] | None = Field(
         None, description="The width of the base over the width inside. Give this or size."
@@ -94,20 +100,26 @@ class Bottleneck(MethodConfig):
     activation: Literal["relu", "gelu", "swish", "tanh", "leaky_relu", "sigmoid", "linear"] | None = Field(
         None, description="The non-linearity between the two layers."
     )
-    scaling: Annotated[float, Field(gt=0)] | Literal["learned"] | None = Field(
-        None, description="A factor of the net's output, or learned: it begins at 1 and is trained."
+    scaling: Annotated[float, Field(gt=0)] | Literal["learned", "channel"] | None = Field(
+        None,
+        description="A factor of the net's output. learned: one that begins at 1 and is trained; channel: one for each "
+        "dimension.",
     )
     reads: Literal["sum", "output"] | None = Field(
         None,
         description="What a serial net reads: sum (output plus residual stream, normed in post-norm models) or output "
         "(the sublayer's output alone).",
     )
+    adds_to: Literal["output", "sum", "read"] = Field(
+        "output",
+        description="What takes the place of a serial net's sublayer output, but for the net: that output itself; sum: "
+        "the output plus residual stream (which counts twice then); read: what the net reads.",
+    )
     layer_norm_before: bool = Field(False, description="A trained layer norm before the net.")
     layer_norm_after: bool = Field(False, description="A trained layer norm behind the net.")
     residual: Literal["after_norm", "before_norm"] = Field(
         "after_norm",
-        description="Where the sublayer's output is added to the net's: behind the trained norm or before it. It "
-        "matters with layer_norm_after only.",
+        description="Where the net's own residual is added: behind the trained norm (layer_norm_after) or before it.",
     )
     init: Literal["bert", "mam"] | None = Field(
         None, description="bert: both layers normal with deviation 0.02; mam: down Kaiming uniform, up zero."
@@ -117,15 +129,18 @@ class Bottleneck(MethodConfig):
     def _one_size(self) -> Bottleneck:
         if self.size is not None and self.reduction_factor is not None:
             raise ValueError("give size or reduction_factor, not both")
-        if self.reads == "sum" and self.setting("placement") == "parallel":
-            raise ValueError("reads: sum is for placement: serial; a parallel net reads the residual stream")
+        placement = self.setting("placement")
+        if self.reads is not None and placement != "serial":
+            raise ValueError(f"reads: {self.reads} is for placement: serial; a {placement} net reads the stream")
+        if self.adds_to != "output" and placement != "serial":
+            raise ValueError(f"adds_to: {self.adds_to} is for placement: serial, and not for {placement}")
+        if self.residual == "before_norm" and (placement == "parallel" or not self.layer_norm_after):
+            raise ValueError("residual: before_norm needs layer_norm_after, and a placement other than parallel")
         return self
 
     def setting(self, name: str) -> Any:
         """A setting, or what the kind makes of it where it is left out."""
         own = getattr(self, name)
-        if own is None and name == "reads" and self.placement == "serial":
-            return "output" if self.kind == "par_bn" else KINDS[self.kind][name]
         return KINDS[self.kind][name] if own is None else own
 
     def build(self, places: Places, *, seed: int, dtype: torch.dtype, device: torch.device) -> Adapter:
@@ -138,9 +153,16 @@ class Bottleneck(MethodConfig):
                 f"sublayers: {type(places.model).__name__} has no {' or '.join(wanted)}",
                 hint=f"It has {', '.join(there)}." if there else None,
             )
+        for block in self.blocks or ():
+            if block >= len(places.blocks):
+                raise UserError(f"blocks: there is no block {block}; they are numbered 0 to {len(places.blocks) - 1}")
         nets: dict[str, SublayerChange] = {
-            sublayer.key: self._net(sublayer, mix_seed(seed, sublayer.key)).to(device, dtype) for sublayer in chosen
+            sublayer.key: self._net(sublayer, mix_seed(seed, sublayer.key)).to(device, dtype)
+            for sublayer in chosen
+            if self.blocks is None or sublayer.block in self.blocks
         }
+        if not nets:
+            raise UserError(f"blocks: those named have no {' or '.join(wanted)}")
         return Adapter(self, sublayers=nets)
 
     def _net(self, sublayer: Sublayer, seed: int) -> BottleneckNet:
@@ -156,13 +178,20 @@ class Bottleneck(MethodConfig):
             size,
             activation=self.setting("activation"),
             scaling=self.setting("scaling"),
-            reads="stream" if self.setting("placement") == "parallel" else self.setting("reads"),
+            reads=_reads(self.setting("placement"), self.setting("reads")),
+            adds_to=self.adds_to,
+            on_stream=self.setting("placement") == "stream",
             norm_before=self.layer_norm_before,
             norm_after=self.layer_norm_after,
             residual_first=self.residual == "before_norm",
         )
         _start(net, self.setting("init"), torch.Generator().manual_seed(seed))
         return net
+
+
+def _reads(placement: str, reads: Reads) -> Reads:
+    """On the stream (h is the stream there) and beside the sublayer there is no choice."""
+    return {"parallel": "stream", "stream": "output"}.get(placement, reads)  # type: ignore[return-value]
 
 
 class BottleneckNet(SublayerChange):
@@ -175,7 +204,9 @@ class BottleneckNet(SublayerChange):
         *,
         activation: str,
         scaling: float | str,
-        reads: Literal["stream", "sum", "output"],
+        reads: Reads,
+        adds_to: Literal["output", "sum", "read"] = "output",
+        on_stream: bool = False,
         norm_before: bool,
         norm_after: bool,
         residual_first: bool,
@@ -185,25 +216,30 @@ class BottleneckNet(SublayerChange):
         self.down = nn.Linear(width, size)
         self.up = nn.Linear(size, width)
         self.norm_after = nn.LayerNorm(width) if norm_after else None
-        self.learned_scaling = nn.Parameter(torch.ones(1)) if scaling == "learned" else None
+        factors = {"learned": 1, "channel": width}.get(str(scaling))
+        self.learned_scaling = None if factors is None else nn.Parameter(torch.ones(factors))
         self.scaling = 1.0 if isinstance(scaling, str) else scaling
         self.activation = ACTIVATIONS[activation]
         self.reads = reads
+        self.adds_to = adds_to
+        self.on_stream = on_stream
         self.residual_first = residual_first
 
     def forward(self, h: torch.Tensor, x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
         """What is added to h; computed in the net's own dtype."""
-        z: torch.Tensor = self._input(h, x, norm).to(self.down.weight.dtype)
-        if self.norm_before is not None:
-            z = self.norm_before(z)
+        dtype = self.down.weight.dtype
+        read = self._input(h, x, norm).to(dtype)
+        z: torch.Tensor = read if self.norm_before is None else self.norm_before(read)
         z = self.up(self.activation(self.down(z))) * self.scaling
         if self.learned_scaling is not None:
             z = z * self.learned_scaling
-        if self.norm_after is None:
-            return z.to(h.dtype)
-        own = h.to(z.dtype)
-        # The sublayer's output stays one term of the sum, so what is added is without it.
-        z = self.norm_after(z + own) - own if self.residual_first else self.norm_after(z)
+        own = h.to(dtype)
+        residual = {"output": own, "sum": own + x.to(dtype), "read": read}[self.adds_to]
+        if self.norm_after is not None and self.residual_first:
+            z = self.norm_after(z + residual) - own  # h stays one term of the base's sum
+        else:
+            z = z if self.norm_after is None else self.norm_after(z)
+            z = z if residual is own else z + residual - own
         return z.to(h.dtype)
 
     def _input(self, h: torch.Tensor, x: torch.Tensor, norm: Norm | None) -> torch.Tensor:

@@ -6,13 +6,14 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from graftlm.adapters.method import LowRank
+from graftlm.adapters.method import Change, LowRank, Update
 from graftlm.adapters.model import AdaptedModel
 from graftlm.base.files import write_folder
 from graftlm.base.loading import freeze, model_class, quiet_loading
@@ -61,6 +62,7 @@ def export_merged(
 @torch.no_grad()
 def _merged_copy(model: AdaptedModel, adapters: Sequence[str]) -> PreTrainedModel:
     merged = _fresh_copy(model)
+    updates: dict[str, list[Update]] = {}
     for name in adapters:
         adapter = model.adapter(name)
         if adapter.sublayers or adapter.prefix_length or adapter.virtual or adapter.head:
@@ -69,12 +71,36 @@ def _merged_copy(model: AdaptedModel, adapters: Sequence[str]) -> PreTrainedMode
                 hint="It can be used beside the base: graftlm chat, graftlm generate.",
             )
         for path, update in adapter.linear.items():
-            module = _module_to_change(merged, model, path)
-            if isinstance(update, LowRank):
-                _add(module, update.delta())
-            else:
-                update.merge_into(module)
+            updates.setdefault(path, []).append(update)
+    for path, several in updates.items():
+        _merge(_module_to_change(merged, model, path), several)
+    _tie_again(merged, model)
     return merged
+
+
+def _merge(module: nn.Module, updates: Sequence[Update]) -> None:
+    """Write the updates of a stack into one module.
+
+    Each adds to what the base gives, so each is written into the base's own weights and the differences are summed;
+    what is done to the module's input counts for all of them, and is written last.
+    """
+    inputs = [update for update in updates if isinstance(update, Change) and update.prepares]
+    adding = [update for update in updates if isinstance(update, LowRank) or update.adds]
+    start = {name: parameter.clone() for name, parameter in module.named_parameters()}
+    changed = []
+    for update in adding:
+        for name, parameter in module.named_parameters():
+            parameter.copy_(start[name])
+        if isinstance(update, LowRank):
+            _add(module, update.delta())
+        else:
+            update.merge_into(module)
+        changed.append({name: parameter.clone() for name, parameter in module.named_parameters()})
+    if len(changed) > 1:
+        for name, parameter in module.named_parameters():
+            parameter.copy_(start[name] + sum((each[name] - start[name] for each in changed), torch.zeros(())))
+    for change in inputs:
+        change.merge_into(module)
 
 
 def _fresh_copy(model: AdaptedModel) -> PreTrainedModel:
@@ -97,6 +123,17 @@ def _module_to_change(merged: PreTrainedModel, model: AdaptedModel, path: str) -
         module.weight = torch.nn.Parameter(module.get_parameter("weight").detach().clone(), requires_grad=False)
         merged.config.tie_word_embeddings = False
     return module
+
+
+def _tie_again(merged: PreTrainedModel, model: AdaptedModel) -> None:
+    """Tie a head that was given a weight of its own, and in the end equals the embedding (a full copy)."""
+    if merged.config.tie_word_embeddings == model.base.config.tie_word_embeddings:
+        return
+    head: Any = merged.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding: Any = merged.get_input_embeddings()
+    if torch.equal(head.weight, embedding.weight):
+        head.weight = embedding.weight
+        merged.config.tie_word_embeddings = True
 
 
 def _add(module: nn.Module, delta: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 from torch import nn
 
-from graftlm.adapters.stored import Stored, fill
+from graftlm.adapters.stored import Stored, fill, own_tensors
 from graftlm.base.places import Places
 from graftlm.errors import UserError
 
@@ -55,7 +55,7 @@ class MethodConfig(BaseModel):
 
     def store(self, adapter: Adapter, places: Places, source: str) -> Stored:
         """What is written to a folder, but for the head. By default the parameters as they are, for graftlm alone."""
-        tensors = adapter.state_dict()
+        tensors = own_tensors(adapter)
         return Stored({key: tensor.detach() for key, tensor in tensors.items() if not key.startswith("head.")}, None)
 
     def restore(self, stored: Stored, places: Places, *, device: torch.device) -> Adapter:
@@ -145,6 +145,9 @@ class SublayerChange(nn.Module):
     ``forward(h, x, norm)`` gives what is added to the sublayer's output h, for its own tokens: h and x
     (tokens, width), x the residual stream; ``norm`` is the norm of x + h in a post-norm model, else None.
     """
+
+    #: Whether it adds to the residual stream behind the sublayer and its norm instead: h and x are then that stream.
+    on_stream = False
 
     def forward(
         self, h: torch.Tensor, x: torch.Tensor, norm: Callable[[torch.Tensor], torch.Tensor] | None
@@ -254,7 +257,7 @@ class Adapter(nn.Module):
 
     def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Become what ``state_dict`` gave, of another shape too where a method changes shapes in training."""
-        self.load_state_dict({name: tensors[name] for name in self.state_dict()})
+        self.load_state_dict({name: tensors[name] for name in own_tensors(self)}, strict=False)  # tied ones once
 
 
 _METHODS: dict[str, type[MethodConfig]] = {}

@@ -32,6 +32,13 @@ class Stored:
     not_peft: str = "peft has no such kind of adapter"
 
 
+def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name. One that has several names (tied weights) is given under its first."""
+    named = module.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(named.items())}
+    return {name: tensor for name, tensor in named.items() if first[id(tensor)] == name}
+
+
 @torch.no_grad()
 def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path | None = None) -> None:
     """Copy tensors into a module's parameters and buffers, by name.
@@ -40,7 +47,7 @@ def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path | 
         UserError: one is missing, too much, or of another shape.
     """
     where = f"the adapter {folder}" if folder is not None else "the adapter"
-    own = module.state_dict()
+    own = own_tensors(module)
     missing, extra = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     if missing or extra:
         name = min(missing or extra)

@@ -27,11 +27,15 @@ class SublayerSite:
         self.updates: dict[str, SublayerChange] = {}
         self._kept = threading.local()
         start = place.norm_before or place.linears[0]
-        self._norm = _alone(model.get_submodule(place.norm_after)) if place.norm_after else None
         self._handles = [
             model.get_submodule(start).register_forward_pre_hook(self._keep),
             model.get_submodule(place.output).register_forward_hook(self._add),
         ]
+        self._norm: Callable[[torch.Tensor], torch.Tensor] | None = None
+        if place.norm_after:
+            norm = model.get_submodule(place.norm_after)
+            self._norm = _alone(norm)
+            self._handles.append(norm.register_forward_hook(self._add_to_stream))
 
     def detach(self) -> None:
         """Take the hooks away."""
@@ -61,11 +65,37 @@ class SublayerSite:
                 "this layer sees other tokens than the batch, and cannot be routed by them"
             )
         parts = [
-            (span, self.updates[name](h[span.start : span.stop], x[span.start : span.stop], self._norm))
+            (span, self._change(name, h[span.start : span.stop], x[span.start : span.stop]))
             for name in names
+            if not self._closed(name)
             for span in routing.spans[name]
         ]
         return add_to_spans(h, parts).view(output.shape)
+
+    def _closed(self, name: str) -> bool:
+        """Whether an update waits for the norm of a post-norm model."""
+        return self.updates[name].on_stream and self._norm is not None
+
+    def _change(self, name: str, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        update = self.updates[name]
+        if update.on_stream:
+            stream = h + x
+            return update(stream, stream, None)  # type: ignore[no-any-return]
+        return update(h, x, self._norm)  # type: ignore[no-any-return]
+
+    def _add_to_stream(self, _module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        routing, names = self._routing()
+        names = [name for name in names if self._closed(name)]
+        if routing is None or not names:
+            return None
+        stream = output.reshape(-1, output.shape[-1])
+        parts = [
+            (span, self.updates[name](part, part, None))
+            for name in names
+            for span in routing.spans[name]
+            for part in [stream[span.start : span.stop]]
+        ]
+        return add_to_spans(stream, parts).view(output.shape)
 
 
 def _alone(norm: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

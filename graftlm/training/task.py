@@ -16,6 +16,7 @@ import torch
 from graftlm.adapters.method import Adapter
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Stack, mix_seed
+from graftlm.adapters.stored import own_tensors
 from graftlm.data.batches import EncodedRow, epoch_steps
 from graftlm.errors import UserError
 from graftlm.objectives.objective import Objective
@@ -167,7 +168,7 @@ class Progress:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """A copy-free view of everything that is a tensor: parameters, moments, best parameters."""
-        named = {f"parameter.{name}": value for name, value in self.adapter.state_dict().items()}
+        named = {f"parameter.{name}": value for name, value in own_tensors(self.adapter).items()}
         for name, parameter in self._optimised.items():
             moments = self.optimizer.state.get(parameter, {})
             named |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step") if key in moments}
