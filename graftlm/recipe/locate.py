@@ -28,7 +28,7 @@ def data_path(name: str, folder: Path) -> str:
 def adapter_folder(name: str, folder: Path) -> str:
     """The folder of an adapter that was saved earlier."""
     place = folder / Path(name).expanduser()
-    if not (place / "adapter_config.json").is_file():
+    if not any((place / file).is_file() for file in ("graftlm.json", "adapter_config.json")):
         raise UserError(f"{place} is no folder of a saved adapter")
     return str(place)
 

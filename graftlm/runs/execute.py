@@ -288,16 +288,20 @@ def _report(run: PreparedRun, folder: RunFolder, measured: _Measured, examples: 
         adapters=adapters,
         settings=run.recipe.to_dict(),
         versions=versions(),
-        next_commands=next_commands(folder, next(iter(outcome.progress))),
+        next_commands=next_commands(
+            folder,
+            next(iter(outcome.progress)),
+            writes=run.model.kind == "decoder" and not any(_classes(run, task) for task in run.tasks),
+        ),
     )
 
 
-def next_commands(folder: RunFolder, adapter: str) -> list[str]:
-    """What to type next. ``adapter`` is the one that the export shows."""
+def next_commands(folder: RunFolder, adapter: str, *, writes: bool = True) -> list[str]:
+    """What to type next. ``adapter`` is the one that the export shows; ``writes``: whether adapters write text."""
     commands = [
-        ["graftlm", "chat", str(folder.path)],
+        *([["graftlm", "chat", str(folder.path)]] if writes else []),
         ["graftlm", "adapters", "list", str(folder.path)],
-        ["graftlm", "export", str(folder.adapters / adapter), "--out", "merged"],
+        *([["graftlm", "export", str(folder.adapters / adapter), "--out", "merged"]] if writes else []),
         ["graftlm", "recipe", "--out", "your.yaml"],
         ["graftlm", "train", "your.yaml"],
     ]
