@@ -2,12 +2,14 @@
 
 Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", section 3.3:
 softmax(Q (l_k ⊙ Kᵀ)/√d) (l_v ⊙ V) in attention and (l_ff ⊙ γ(W₁x)) W₂ in the feed-forward part; l is 1 at first.
+Where one layer makes queries, keys and values, the vector covers the keys and values of its output alone.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, Field
@@ -17,11 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from graftlm.adapters.lora import select_linears
 from graftlm.adapters.method import Adapter, Change, MethodConfig, Update, register_method
 from graftlm.adapters.stored import Stored, checked, peft_task_type, register_peft_kind
-from graftlm.base.places import LinearPlace, Places, Sublayer
+from graftlm.base.keys_values import key_value_units
+from graftlm.base.places import LinearPlace, Places
 from graftlm.errors import UserError
 
 PREFIX = "base_model.model."
-KEYS_AND_VALUES = ("k", "v", "k_proj", "v_proj", "key", "value")
 
 
 @register_method
@@ -31,8 +33,8 @@ class IA3(MethodConfig):
     method: Literal["ia3"] = "ia3"
     targets: str | list[str] = Field(
         "auto",
-        description="Linear layers whose output is scaled, by name, path or pattern. auto: keys and values of every "
-        "attention, where they have layers of their own.",
+        description="Linear layers whose output is scaled as a whole, by name, path or pattern. auto: the keys and "
+        "values of every attention, and nothing else of a layer that makes queries too.",
     )
     feed_forward: str | list[str] = Field(
         "auto",
@@ -41,33 +43,24 @@ class IA3(MethodConfig):
 
     def build(self, places: Places, *, seed: int, dtype: torch.dtype, device: torch.device) -> Adapter:
         """Vectors of ones for every target."""
-        outputs = self._outputs(places)
         inputs = self._inputs(places)
-        updates: dict[str, Update] = {
-            path: OutputScale(torch.ones(place.out_features, dtype=dtype, device=device))
-            for path, place in outputs.items()
-            if path not in inputs
-        }
-        updates |= {
-            path: InputScale(torch.ones(place.in_features, dtype=dtype, device=device))
-            for path, place in inputs.items()
-        }
+        updates: dict[str, Update] = {}
+        for path, units in self._outputs(places).items():
+            if path not in inputs:
+                out = places.linears[path].out_features
+                ones = torch.ones(out if units is None else len(units), dtype=dtype, device=device)
+                updates[path] = OutputScale(ones, units, out)
+        for path, place in inputs.items():
+            updates[path] = InputScale(torch.ones(place.in_features, dtype=dtype, device=device))
         return Adapter(self, {path: updates[path] for path in places.linears if path in updates})
 
-    def _outputs(self, places: Places) -> dict[str, LinearPlace]:
+    def _outputs(self, places: Places) -> dict[str, torch.Tensor | None]:
+        """The layers whose output is scaled, and which numbers of it; None: all."""
         if self.targets != "auto":
-            return select_linears(places, self.targets, [])
-        attentions = [sublayer for sublayer in places.sublayers if sublayer.kind != "feed_forward"]
-        found = {path: places.linears[path] for sublayer in attentions for path in _keys_and_values(sublayer)}
-        if len(found) != 2 * len(attentions):
-            joined = next((sublayer for sublayer in attentions if len(_keys_and_values(sublayer)) != 2), None)
-            where = f": {joined.linears[0]} is one of them" if joined else ""
-            raise UserError(
-                f"ia3 scales keys and values, and {type(places.model).__name__} makes them in one layer with the "
-                f"queries{where}",
-                hint="Name the layers to scale as a whole in targets, as peft does.",
-            )
-        return found
+            return dict.fromkeys(select_linears(places, self.targets, []))
+        found = key_value_units(places)
+        whole = {path: len(units) == places.linears[path].out_features for path, units in found.items()}
+        return {path: None if whole[path] else units for path, units in found.items()}
 
     def _inputs(self, places: Places) -> dict[str, LinearPlace]:
         if self.feed_forward != "auto":
@@ -80,7 +73,7 @@ class IA3(MethodConfig):
         """As peft writes it: vectors (out, 1), or (1, in) at feed-forward layers."""
         scaled_inputs = [path for path, update in adapter.linear.items() if isinstance(update, InputScale)]
         tensors = {
-            f"{PREFIX}{path}.ia3_l": update.scale.detach().reshape((1, -1) if path in scaled_inputs else (-1, 1))
+            f"{PREFIX}{path}.ia3_l": update.vector().detach().reshape((1, -1) if path in scaled_inputs else (-1, 1))
             for path, update in adapter.linear.items()
             if isinstance(update, (InputScale, OutputScale))
         }
@@ -119,6 +112,7 @@ def _restored(method: IA3 | None, stored: Stored, places: Places, device: torch.
     config = checked(_PeftIA3, stored.peft or {}, stored.folder / "adapter_config.json")
     updates: dict[str, Update] = {}
     inputs: list[str] = []
+    parts = method._outputs(places) if method is not None else {}
     for key, tensor in stored.tensors.items():
         path = key.removeprefix(PREFIX).removesuffix(".ia3_l")
         if path == key or path not in places.linears:
@@ -137,7 +131,11 @@ def _restored(method: IA3 | None, stored: Stored, places: Places, device: torch.
             )
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         vector = tensor.reshape(-1).to(device, dtype)
-        updates[path] = InputScale(vector) if scales_input else OutputScale(vector)
+        units = parts.get(path)
+        if scales_input:
+            updates[path] = InputScale(vector)
+        else:
+            updates[path] = OutputScale(vector if units is None else vector[units.to(device)], units, len(vector))
         inputs += [path] if scales_input else []
     if not updates:
         raise UserError(f"the adapter {stored.folder} holds no tensors")
@@ -147,32 +145,35 @@ def _restored(method: IA3 | None, stored: Stored, places: Places, device: torch.
 
 
 def _named(path: str, names: Sequence[str] | str | None) -> bool:
-    import re
-
-    if names is None:
-        return False
+    """Whether peft's list of ends of paths, or its regular expression, means a layer."""
     if isinstance(names, str):
         return re.fullmatch(names, path) is not None
-    return any(path == name or path.endswith("." + name) for name in names)
-
-
-def _keys_and_values(sublayer: Sublayer) -> list[str]:
-    return [path for path in sublayer.linears if path.rpartition(".")[2] in KEYS_AND_VALUES]
+    return any(path.endswith(name) for name in names or ())
 
 
 class OutputScale(Change):
-    """y ⊙ l, with l (out,)."""
+    """y ⊙ l, with l (out,), or on some ``units`` of y alone, (units,)."""
 
-    def __init__(self, scale: torch.Tensor) -> None:
+    units: torch.Tensor | None
+
+    def __init__(self, scale: torch.Tensor, units: torch.Tensor | None = None, out: int | None = None) -> None:
         super().__init__()
         self.scale = nn.Parameter(scale)
+        self.out = len(scale) if out is None else out
+        self.register_buffer("units", None if units is None else units.to(scale.device), persistent=False)
+
+    def vector(self) -> torch.Tensor:
+        """l, (out,), with 1 where nothing is scaled."""
+        if self.units is None:
+            return self.scale
+        return self.scale.new_ones(self.out).index_copy(0, self.units, self.scale)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return y * (self.scale - 1).to(y.dtype)
+        return y * (self.vector() - 1).to(y.dtype)
 
     def merge_into(self, module: nn.Module) -> None:
         """Scale the rows of the weight, and the bias."""
-        scale: Any = self.scale
+        scale = self.vector()
         weight = module.get_parameter("weight")
         weight.mul_((scale if isinstance(module, Conv1D) else scale[:, None]).to(weight.dtype))
         bias = getattr(module, "bias", None)
@@ -190,11 +191,15 @@ class InputScale(Change):
         super().__init__()
         self.scale = nn.Parameter(scale)
 
+    def vector(self) -> torch.Tensor:
+        """l, (in,)."""
+        return self.scale
+
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.scale.to(x.dtype)
 
     def merge_into(self, module: nn.Module) -> None:
         """Scale the columns of the weight."""
         weight = module.get_parameter("weight")
-        scale: Any = self.scale
+        scale = self.vector()
         weight.mul_((scale[:, None] if isinstance(module, Conv1D) else scale).to(weight.dtype))

@@ -79,23 +79,21 @@ def pairs_of(model: AdaptedModel, theirs: Any) -> dict[str, tuple[nn.Parameter, 
 
 def assert_as_peft(model: AdaptedModel, theirs: Any, family: str) -> None:
     pairs = pairs_of(model, theirs)
-    for _, vector in pairs.values():
-        vector.data = vector.data.view(-1, 1) if vector.shape[1] == 1 else vector.data
     ours, expected = run(model, family), result(theirs(**batch(family)))
     assert relative(ours, expected) < 1e-5
-    flat = {key: (mine, _Flat(vector)) for key, (mine, vector) in pairs.items()}
-    assert_as_plain(model, theirs, family, flat)  # type: ignore[arg-type]
+    flat: dict[str, Any] = {key: (mine, _Flat(vector)) for key, (mine, vector) in pairs.items()}
+    assert_as_plain(model, theirs, family, flat)
 
 
 class _Flat:
-    """A parameter of peft whose gradient is read as one dimension."""
+    """A parameter of peft whose gradient is read as one dimension, or some numbers of it."""
 
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.parameter = parameter
+    def __init__(self, parameter: nn.Parameter, units: list[int] | None = None) -> None:
+        self.parameter, self.units = parameter, slice(None) if units is None else units
 
     @property
     def grad(self) -> torch.Tensor | None:
-        return None if self.parameter.grad is None else self.parameter.grad.view(-1)
+        return None if self.parameter.grad is None else self.parameter.grad.view(-1)[self.units]
 
 
 @pytest.mark.parametrize("family", PLACES)
@@ -112,6 +110,58 @@ def test_named_layers_are_scaled_as_a_whole(family: str) -> None:
     model = AdaptedModel(make_base(family))
     model.add("a", IA3(targets=outputs, feed_forward=inputs))
     assert_as_peft(model, peft_model(family, peft_config(outputs, inputs)), family)
+
+
+#: the outputs that are keys and values where queries come from the same layer; 4 heads, 8 wide
+_BY_HEAD = [unit for head in range(4) for unit in range(24 * head + 8, 24 * head + 24)]
+KEYS_AND_VALUES: dict[str, list[int]] = {
+    "gpt2": list(range(32, 96)),
+    "gpt_neox": _BY_HEAD,  # by head: query, key, value
+    "phi3": list(range(32, 64)),  # two key/value heads
+    "falcon": list(range(32, 48)),  # one
+    "falcon_alibi": _BY_HEAD,
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", KEYS_AND_VALUES)
+def test_keys_and_values_of_a_fused_layer(family: str, checkpointing: bool) -> None:
+    """The queries are left alone: peft's vector over the whole layer is 1 there, and only its other gradients count."""
+    outputs, inputs = FUSED["gpt_neox" if family == "falcon_alibi" else family]
+    model = AdaptedModel(make_base(family))
+    model.gradient_checkpointing = checkpointing
+    adapter = model.add("a", IA3())
+    theirs = peft_model(family, peft_config(outputs, inputs))
+    pairs: dict[str, tuple[nn.Parameter, Any]] = {}
+    for path, vector in peft_vectors(theirs):
+        update = adapter.linear[path]
+        assert isinstance(update, (InputScale, OutputScale))
+        units = list(range(vector.numel()))
+        if isinstance(update, OutputScale):
+            units = KEYS_AND_VALUES[family]
+            assert update.units is not None
+            assert update.units.tolist() == units
+        with torch.no_grad():
+            queries = [unit for unit in range(vector.numel()) if unit not in units]
+            vector.view(-1)[queries] = 1.0
+            update.scale.copy_(vector.view(-1)[units])
+        pairs[path] = (update.scale, _Flat(vector, units))
+    assert_as_plain(model, theirs, family, pairs)
+
+
+@pytest.mark.parametrize("family", KEYS_AND_VALUES)
+def test_a_part_of_a_fused_layer_in_files_and_merged(family: str, tmp_path: Path) -> None:
+    model = AdaptedModel(make_base(family), name="random")
+    randomise(model.add("a", IA3()), std=0.5)
+    model.save("a", tmp_path / "a")
+    with torch.no_grad():
+        expected = run(model, family)
+        assert relative(result(load_in_peft(family, tmp_path / "a")(**batch(family))), expected) < 1e-5
+    again = AdaptedModel(make_base(family), name="random")
+    again.load(tmp_path / "a")
+    assert relative(run(again, family), expected) == 0
+    assert again.adapters["a"].trained_parameters == model.adapters["a"].trained_parameters
+    assert export_merged(model, ["a"], tmp_path / "merged").relative < 1e-5
 
 
 def test_by_hand() -> None:
