@@ -9,6 +9,8 @@ from graftlm.adapters.method import MethodConfig
 
 METHODS: Mapping[str, MethodConfig] = {
     "lora": graftlm.LoRA(rank=3),
+    "dora": graftlm.LoRA(rank=2, dora=True),
+    "copies": graftlm.LoRA(rank=2, targets=["all-linear", "embed_tokens"], modules_to_save=["*[nN]orm*"]),
     "rslora": graftlm.LoRA(rank=2, rslora=True, alpha=3.0),
     "adalora": graftlm.AdaLoRA(init_rank=4, target_rank=2, delta_t=2),
     "dylora": graftlm.DyLoRA(rank=4, min_rank=2),

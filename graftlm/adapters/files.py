@@ -9,7 +9,7 @@ and load all the same. An adapter's own head, where it has one, is in ``head.saf
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +99,7 @@ def load_adapter(model: AdaptedModel, folder: Path, name: str | None = None) -> 
     notes = read_notes(folder)
     config = read_json(folder, CONFIG) if (folder / CONFIG).exists() or not notes else None
     _check_base(model, folder, notes)
-    tensors = _without_copies(model, folder, _read_weights(folder))
+    tensors = _without_copies(model, folder, _read_weights(folder), (config or {}).get("modules_to_save") or [])
     stored = Stored(tensors, config, folder)
     reader = _peft_reader(stored) if config is not None else None
     if notes or reader is None:
@@ -266,8 +266,12 @@ def _read_weights(folder: Path, file: str = WEIGHTS) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is cut short or broken: {error}", hint="Copy the adapter folder again.") from error
 
 
-def _without_copies(model: AdaptedModel, folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _without_copies(
+    model: AdaptedModel, folder: Path, tensors: Mapping[str, torch.Tensor], trained: Sequence[str]
+) -> dict[str, torch.Tensor]:
     """The tensors without the copies of the embedding and the head that peft puts beside a LoRA on the head.
+
+    ``trained``: the names of modules that were trained whole (peft's modules_to_save), whose tensors are kept.
 
     Raises:
         UserError: they are not copies; the adapter was trained together with them.
@@ -276,7 +280,8 @@ def _without_copies(model: AdaptedModel, folder: Path, tensors: Mapping[str, tor
     kept = {}
     for key, tensor in tensors.items():
         path = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
-        if path not in own:
+        module = path.rpartition(".")[0]
+        if path not in own or any(module == name or module.endswith("." + name) for name in trained):
             kept[key] = tensor
         elif own[path].shape != tensor.shape or not torch.equal(
             own[path].cpu().to(torch.bfloat16), tensor.to(torch.bfloat16)

@@ -1,7 +1,8 @@
-"""LoRA: low-rank updates of linear layers.
+"""LoRA: low-rank updates of linear layers and embeddings, and whole modules trained as copies beside them.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", equation 3: h = W₀x + BAx, scaled by α/r.
-rsLoRA (Kalajdzievski 2023) scales by α/√r. PiSSA (Meng et al. 2024) starts from the principal singular values.
+rsLoRA (Kalajdzievski 2023) scales by α/√r. PiSSA (Meng et al. 2024) starts from the principal singular values. LoRA+
+(Hayou et al. 2024) gives B a larger learning rate than A. DoRA (Liu et al. 2024): :mod:`graftlm.adapters.dora`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
-from graftlm.adapters.method import Adapter, LowRank, MethodConfig, register_method
+from graftlm.adapters.dora import dora
+from graftlm.adapters.lora_embedding import LowRankEmbedding, embedding_factor
+from graftlm.adapters.method import Adapter, LowRank, MethodConfig, Update, register_method
+from graftlm.adapters.own_module import own_copy
 from graftlm.adapters.routing import mix_seed
 from graftlm.adapters.stored import Stored
-from graftlm.base.places import LinearPlace, Places
+from graftlm.base.places import LinearPlace, ModulePlace, Places
 from graftlm.errors import UserError, nearest
 
 ALL_LINEAR = "all-linear"
 Value = TypeVar("Value")
+Place = TypeVar("Place", bound=ModulePlace)
 
 
 @register_method
@@ -37,7 +43,8 @@ class LoRA(MethodConfig):
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead (rsLoRA).")
     targets: str | list[str] = Field(
         ALL_LINEAR,
-        description="Linear layers: all-linear, names such as q_proj, full paths, or patterns such as '*.mlp.*'.",
+        description="Linear layers: all-linear, names such as q_proj, full paths, or patterns such as '*.mlp.*'. "
+        "An embedding is meant by its name or path alone, such as embed_tokens.",
     )
     exclude: list[str] = Field([], description="Names, paths or patterns that are left out of the targets.")
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(
@@ -51,31 +58,56 @@ class LoRA(MethodConfig):
         description="default: A uniform as in peft, B zero; gaussian: A normal with deviation 1/rank, B zero; "
         "pissa: the largest singular values of the weight, with their start subtracted: the base stays as it is.",
     )
+    dora: bool = Field(False, description="Train the magnitude of each output's weights apart from their direction.")
+    modules_to_save: list[str] = Field(
+        [],
+        description="Whole modules that are trained as copies, by name, path or pattern, such as lm_head, embed_tokens "
+        "or norm. The base keeps its own.",
+    )
+    b_learning_rate_ratio: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Learning rate of B as a multiple of the adapter's (LoRA+; its paper uses 16)."
+    )
 
     @model_validator(mode="after")
-    def _no_dropout_with_pissa(self) -> LoRA:
+    def _fit_each_other(self) -> LoRA:
         if self.init == "pissa" and self.dropout:
             raise ValueError("init: pissa takes no dropout; set dropout: 0 or another init")
+        if self.init == "pissa" and self.dora:
+            raise ValueError("init: pissa does not go with dora; set another init, or dora: false")
         return self
 
+    def describe(self) -> str:
+        """One line: the rank, the targets, and what else is not usual."""
+        targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
+        parts = [f"{'DoRA' if self.dora else 'LoRA'} rank {self.rank}", targets]
+        parts += [f"init {self.init}"] if self.init != "default" else []
+        parts += [f"copies of {', '.join(self.modules_to_save)}"] if self.modules_to_save else []
+        parts += [f"B learns {self.b_learning_rate_ratio:g} ×"] if self.b_learning_rate_ratio != 1 else []
+        return ", ".join(parts)
+
     def build(self, places: Places, *, seed: int, dtype: torch.dtype, device: torch.device) -> Adapter:
-        """Make A and B for every target.
+        """Make A and B for every target, and the copies.
 
         Raises:
-            UserError: a target or pattern matches nothing, or a rank exceeds what the matrix can have.
+            UserError: a target or pattern matches nothing, a rank exceeds what the matrix can have, or DoRA or PiSSA
+                find no dense weight.
         """
-        targets = select_linears(places, self.targets, self.exclude)
+        copies = select_copies(places, self.modules_to_save)
+        targets = select_targets(places, self.targets, self.exclude)
+        targets = {path: place for path, place in targets.items() if path not in copies}
         ranks = _overrides("rank_pattern", self.rank_pattern, targets)
         alphas = _overrides("alpha_pattern", self.alpha_pattern, targets)
-        return Adapter(
-            self,
-            {
-                path: self._low_rank(
-                    place, ranks.get(path, self.rank), alphas.get(path), mix_seed(seed, path), dtype, device
-                )
-                for path, place in targets.items()
-            },
-        )
+        updates: dict[str, Update] = {}
+        for path, place in targets.items():
+            rank, start = ranks.get(path, self.rank), mix_seed(seed, path)
+            low_rank = (
+                self._low_rank(place, rank, alphas.get(path), start, dtype, device)
+                if isinstance(place, LinearPlace)
+                else self._low_rank_embedding(place, rank, alphas.get(path), start, dtype, device)
+            )
+            updates[path] = dora(place, low_rank) if self.dora else low_rank
+        updates |= {path: own_copy(place, dtype, device) for path, place in copies.items()}
+        return LoRAAdapter(self, updates)
 
     def store(self, adapter: Adapter, places: Places, source: str) -> Stored:
         """As peft writes it."""
@@ -103,13 +135,7 @@ class LoRA(MethodConfig):
         dtype: torch.dtype,
         device: torch.device,
     ) -> LowRank:
-        limit = min(place.in_features, place.out_features)
-        if rank > limit:
-            raise UserError(
-                f"rank {rank} is larger than {place.path} allows: "
-                f"its matrix is {place.out_features} × {place.in_features}",
-                hint=f"Use a rank of at most {limit} there, or leave the layer out with exclude: [{place.path}].",
-            )
+        _check_rank(place, rank, place.out_features, place.in_features)
         scale = self.scale(rank, alpha)
         if self.init == "pissa":
             A, B = _principal(place, rank, scale)
@@ -125,6 +151,91 @@ class LoRA(MethodConfig):
             A.uniform_(-bound, bound, generator=generator)
         B = torch.zeros(place.out_features, rank, dtype=dtype, device=device)
         return LowRank(A.to(device, dtype), B, scale=scale, dropout=self.dropout)
+
+    def _low_rank_embedding(
+        self, place: ModulePlace, rank: int, alpha: float | None, seed: int, dtype: torch.dtype, device: torch.device
+    ) -> LowRankEmbedding:
+        module = place.module
+        assert isinstance(module, nn.Embedding)
+        vocabulary, width = module.weight.shape
+        _check_rank(place, rank, vocabulary, width)
+        if self.init == "pissa":
+            raise UserError(f"init: pissa has no meaning for the embedding {place.path}", hint="Use another init.")
+        generator = torch.Generator().manual_seed(seed)
+        B = torch.empty(width, rank).normal_(generator=generator)
+        A = torch.zeros(rank, vocabulary, dtype=dtype, device=device)
+        return low_rank_embedding(module, A, B.to(device, dtype), self.scale(rank, alpha))
+
+
+class LoRAAdapter(Adapter):
+    """Where B may learn faster than A."""
+
+    def learning_rate_scale(self, parameter: str) -> float:
+        """The ratio for every B (LoRA+, section 4)."""
+        assert isinstance(self.config, LoRA)
+        return self.config.b_learning_rate_ratio if parameter.endswith("lora_B") else 1.0
+
+
+def low_rank_embedding(module: nn.Embedding, A: torch.Tensor, B: torch.Tensor, scale: float) -> LowRankEmbedding:
+    """The update of this embedding by these factors."""
+    factor = embedding_factor(module)
+    return LowRankEmbedding(A, B, scale=scale, factor=factor, padding=module.padding_idx)
+
+
+def _check_rank(place: ModulePlace, rank: int, rows: int, columns: int) -> None:
+    limit = min(rows, columns)
+    if rank > limit:
+        raise UserError(
+            f"rank {rank} is larger than {place.path} allows: its matrix is {rows} × {columns}",
+            hint=f"Use a rank of at most {limit} there, or leave the layer out with exclude: [{place.path}].",
+        )
+
+
+def select_targets(places: Places, targets: str | list[str], exclude: list[str]) -> dict[str, ModulePlace]:
+    """The embeddings and linear layers that ``targets`` name, without those that ``exclude`` names.
+
+    Raises:
+        UserError: an entry matches nothing, or nothing is left.
+    """
+    embeddings = embeddings_of(places)
+    wanted = [targets] if isinstance(targets, str) else targets
+    named = {
+        entry: {path: place for path, place in embeddings.items() if path == entry or path.endswith("." + entry)}
+        for entry in [*wanted, *exclude]
+    }
+    chosen: dict[str, ModulePlace] = {}
+    for entry in wanted:
+        chosen |= named[entry]
+    for entry in exclude:
+        chosen = {path: place for path, place in chosen.items() if path not in named[entry]}
+    linear = [entry for entry in wanted if not named[entry]]
+    if linear or not chosen:
+        left_out = [entry for entry in exclude if not named[entry]]
+        return {**chosen, **select_linears(places, linear, left_out)}
+    return chosen
+
+
+def select_copies(places: Places, entries: list[str]) -> dict[str, ModulePlace]:
+    """The modules that ``entries`` name, of all that are called token by token.
+
+    Raises:
+        UserError: an entry matches none.
+    """
+    every = trainable_modules(places)
+    chosen: dict[str, ModulePlace] = {}
+    for entry in entries:
+        chosen |= _matching("modules_to_save", entry, every, "module that sees tokens")
+    return chosen
+
+
+def embeddings_of(places: Places) -> dict[str, ModulePlace]:
+    """The embeddings that are called token by token."""
+    return {path: place for path, place in places.leaves.items() if isinstance(place.module, nn.Embedding)}
+
+
+def trainable_modules(places: Places) -> dict[str, ModulePlace]:
+    """Every module with parameters that is called token by token, the language head among them."""
+    return {**places.leaves, **places.linears}
 
 
 def select_linears(places: Places, targets: str | list[str], exclude: list[str]) -> dict[str, LinearPlace]:
@@ -157,21 +268,21 @@ def matches(entry: str, path: str) -> bool:
     return path == entry or path.endswith("." + entry)
 
 
-def _matching(key: str, entry: str, linears: Mapping[str, LinearPlace]) -> dict[str, LinearPlace]:
-    found = {path: place for path, place in linears.items() if matches(entry, path)}
+def _matching(key: str, entry: str, places: Mapping[str, Place], what: str = "linear layer") -> dict[str, Place]:
+    found = {path: place for path, place in places.items() if matches(entry, path)}
     if found:
         return found
-    names = list(dict.fromkeys(path.rpartition(".")[2] for path in linears))
+    names = list(dict.fromkeys(path.rpartition(".")[2] for path in places))
     guess = nearest(entry, names)
     raise UserError(
-        f"{key}: '{entry}' matches no linear layer of this base; there are: {', '.join(names)}",
+        f"{key}: '{entry}' matches no {what} of this base; there are: {', '.join(names)}",
         hint=f"Did you mean '{guess}'?"
         if guess
         else "Use a name, a full path, a pattern such as '*.mlp.*', or all-linear.",
     )
 
 
-def _overrides(key: str, patterns: Mapping[str, Value], targets: Mapping[str, LinearPlace]) -> dict[str, Value]:
+def _overrides(key: str, patterns: Mapping[str, Value], targets: Mapping[str, ModulePlace]) -> dict[str, Value]:
     chosen: dict[str, Value] = {}
     for entry, value in patterns.items():
         chosen |= dict.fromkeys(_matching(key, entry, targets), value)

@@ -9,17 +9,19 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, Field, field_validator
+from torch import nn
 
-from graftlm.adapters.lora import LoRA
+from graftlm.adapters.dora import DoRA, dora
+from graftlm.adapters.lora import LoRA, LoRAAdapter, embeddings_of, low_rank_embedding, trainable_modules
+from graftlm.adapters.lora_embedding import LowRankEmbedding
 from graftlm.adapters.method import Adapter, LowRank, Update
-from graftlm.adapters.stored import Stored, checked, peft_task_type, register_peft_kind
-from graftlm.base.places import LinearPlace, Places
+from graftlm.adapters.own_module import OwnModule, own_copy
+from graftlm.adapters.stored import Stored, checked, fill, peft_task_type, register_peft_kind
+from graftlm.base.places import LinearPlace, ModulePlace, Places
 from graftlm.errors import UserError
 
-# What makes a peft LoRA more than a low-rank update of linear layers, and the starts that leave the base as it is.
+# What makes a peft LoRA more than what is read here, and the starts that leave the base as it is.
 UNREAD = (
-    "use_dora",
-    "modules_to_save",
     "lora_bias",
     "trainable_token_indices",
     "target_parameters",
@@ -41,6 +43,8 @@ class PeftLoRA(BaseModel):
     lora_alpha: float = Field(8.0, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     use_rslora: bool = False
+    use_dora: bool = False
+    modules_to_save: list[str] = []
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
 
     @field_validator("alpha_pattern")
@@ -90,14 +94,16 @@ def _write_peft_config(adapter: Adapter, places: Places, source: str) -> dict[st
     """The content of adapter_config.json. Ranks and alphas that differ are given by full path."""
     method = adapter.config
     assert isinstance(method, LoRA)
-    updates = low_rank_updates(adapter)
+    updates = {
+        path: _factors_of(update) for path, update in adapter.linear.items() if not isinstance(update, OwnModule)
+    }
     ranks = {path: update.factors()[0].shape[0] for path, update in updates.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     alphas = {
         path: update.scale * (ranks[path] ** 0.5 if method.rslora else ranks[path]) for path, update in updates.items()
     }
     usual = max(set(alphas.values()), key=list(alphas.values()).count)
-    transposed = [type(places.linears[path].module).__name__ == "Conv1D" for path in adapter.linear]
+    linears = [places.linears[path].module for path in updates if path in places.linears]
     return {
         "peft_type": "LORA",
         "task_type": peft_task_type(places),
@@ -107,19 +113,28 @@ def _write_peft_config(adapter: Adapter, places: Places, source: str) -> dict[st
         "lora_alpha": usual,
         "lora_dropout": method.dropout,
         "use_rslora": method.rslora,
+        "use_dora": method.dora,
         "bias": "none",
-        "fan_in_fan_out": all(transposed),
-        "target_modules": _target_modules(adapter, places),
+        "fan_in_fan_out": bool(linears) and all(type(module).__name__ == "Conv1D" for module in linears),
+        "target_modules": _target_modules(list(updates), places),
+        "modules_to_save": [path for path in adapter.linear if path not in updates] or None,
         "rank_pattern": {re.escape(path): rank for path, rank in ranks.items() if rank != common},
         "alpha_pattern": {re.escape(path): alpha for path, alpha in alphas.items() if alpha != usual},
     }
 
 
-def _target_modules(adapter: Adapter, places: Places) -> list[str]:
+def _target_modules(paths: list[str], places: Places) -> list[str]:
     """Last names where these mean just the adapter's layers, else full paths."""
-    names = sorted({path.rpartition(".")[2] for path in adapter.linear})
-    meant = {path for path in places.linears if path.rpartition(".")[2] in names}
-    return names if meant == set(adapter.linear) else list(adapter.linear)
+    names = sorted({path.rpartition(".")[2] for path in paths})
+    meant = {path for path, _ in places.model.named_modules() if path.rpartition(".")[2] in names}
+    return names if meant == set(paths) else paths
+
+
+def _factors_of(update: Update) -> LowRank | LowRankEmbedding:
+    """The low-rank product in an update."""
+    found = update.low_rank if isinstance(update, DoRA) else update
+    assert isinstance(found, (LowRank, LowRankEmbedding))
+    return found
 
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -127,18 +142,28 @@ PREFIX = "base_model.model."
 
 
 def low_rank_updates(adapter: Adapter) -> dict[str, LowRank]:
-    """The low-rank updates of an adapter, by path."""
+    """The plain low-rank updates of an adapter, by path."""
     return {path: update for path, update in adapter.linear.items() if isinstance(update, LowRank)}
 
 
 def store_lora(adapter: Adapter, places: Places, source: str) -> Stored:
     """peft's tensors and configuration. A subtracted start (PiSSA) becomes the plain LoRA of twice the rank."""
-    tensors = {}
-    for path, update in low_rank_updates(adapter).items():
-        A, B = update.factors()
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = A
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = B
+    tensors: dict[str, torch.Tensor] = {}
+    for path, update in adapter.linear.items():
+        if isinstance(update, OwnModule):
+            tensors |= {f"{PREFIX}{path}.{key}": tensor for key, tensor in update.module.state_dict().items()}
+            continue
+        factors = _factors_of(update)
+        names = _EMBEDDING_NAMES if isinstance(factors, LowRankEmbedding) else _LINEAR_NAMES
+        tensors |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in zip(names, factors.factors(), strict=True)}
+        if isinstance(update, DoRA):
+            tensors[f"{PREFIX}{path}.{_MAGNITUDE}"] = update.magnitude
     return Stored(tensors, _write_peft_config(adapter, places, source))
+
+
+_LINEAR_NAMES = ("lora_A.weight", "lora_B.weight")
+_EMBEDDING_NAMES = ("lora_embedding_A", "lora_embedding_B")
+_MAGNITUDE = "lora_magnitude_vector"
 
 
 @register_peft_kind("LORA")
@@ -160,58 +185,97 @@ def restore_lora(method: LoRA | None, stored: Stored, places: Places, *, device:
             hint="Copy the adapter folder again.",
         )
     peft = _read_peft_config(stored.peft, folder / CONFIG)
-    pairs = _pairs(folder, stored.tensors)
-    method = method or _method_of(peft, pairs)
-    linear: dict[str, Update] = {}
-    for path, (A, B) in pairs.items():
-        place = _place(places, folder, path, A, B)
-        start = None
-        scale = peft.scale(path, A.shape[0])
-        if method.init == "pissa":
-            half = A.shape[0] // 2
-            start = (A[half:].to(device), -B[:, half:].to(device))
-            A, B = A[:half], B[:, :half]
-        dtype = torch.promote_types(A.dtype, torch.float32)
-        linear[place.path] = LowRank(
-            A.contiguous().to(device, dtype),
-            B.contiguous().to(device, dtype),
-            scale=scale,
-            dropout=method.dropout,
-            start=None if start is None else (start[0].contiguous().to(dtype), start[1].contiguous().to(dtype)),
-        )
-    ordered = {path: linear[path] for path in places.linears if path in linear}
-    return Adapter(method, ordered)
-
-
-def _pairs(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """A and B by module path."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        matched = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
-        if matched is None:
-            raise UserError(f"{folder / WEIGHTS}: the key '{key}' is not of a LoRA on linear layers")
-        found.setdefault(matched[1], {})[matched[2]] = tensor
+    found, copies = _by_path(folder, stored.tensors, peft.use_dora)
+    method = method or _method_of(peft, found, list(copies))
+    updates: dict[str, Update] = {}
     for path, parts in found.items():
-        if len(parts) != 2:
-            missing = "AB".replace(next(iter(parts)), "")
-            raise UserError(
-                f"{folder / WEIGHTS}: {PREFIX}{path}.lora_{missing}.weight is missing",
-                hint="The file was cut short or written by something else; copy the adapter folder again.",
-            )
+        place = _place(places, folder, path, parts)
+        low_rank = _low_rank(method, place, parts, peft.scale(path, len(parts["A"])), device)
+        magnitude = parts.get("magnitude")
+        if magnitude is not None:
+            magnitude = magnitude.clone().to(device, low_rank.lora_A.dtype)
+        updates[path] = low_rank if magnitude is None else dora(place, low_rank, magnitude)
+    ordered = {path: updates[path] for path in (*embeddings_of(places), *places.linears) if path in updates}
+    return LoRAAdapter(method, ordered | _copies(places, folder, copies, device))
+
+
+def _low_rank(
+    method: LoRA, place: ModulePlace, parts: Mapping[str, torch.Tensor], scale: float, device: torch.device
+) -> LowRank | LowRankEmbedding:
+    A, B, start = parts["A"].clone(), parts["B"].clone(), None  # out of the mapped file, aligned as any other tensor
+    dtype = torch.promote_types(A.dtype, torch.float32)
+    if isinstance(place.module, nn.Embedding):
+        return low_rank_embedding(place.module, A.to(device, dtype), B.to(device, dtype), scale)
+    if method.init == "pissa":
+        half = A.shape[0] // 2
+        start = (A[half:].contiguous().to(device, dtype), -B[:, half:].contiguous().to(device, dtype))
+        A, B = A[:half], B[:, :half]
+    A, B = A.contiguous().to(device, dtype), B.contiguous().to(device, dtype)
+    return LowRank(A, B, scale=scale, dropout=method.dropout, start=start)
+
+
+def _copies(
+    places: Places, folder: Path, copies: Mapping[str, Mapping[str, torch.Tensor]], device: torch.device
+) -> dict[str, Update]:
+    """The modules of their own that an adapter brings."""
+    every = trainable_modules(places)
+    own: dict[str, Update] = {}
+    for path, tensors in copies.items():
+        if path not in every:
+            raise _unknown_place(places, folder, path)
+        dtype = torch.promote_types(next(iter(tensors.values())).dtype, torch.float32)
+        own[path] = update = own_copy(every[path], dtype, device)
+        fill(update.module, tensors, folder)
+    return own
+
+
+def _by_path(
+    folder: Path, tensors: Mapping[str, torch.Tensor], with_magnitudes: bool
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, dict[str, torch.Tensor]]]:
+    """The parts of each low-rank update, by path of its module, and the tensors of each module that is a copy."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    copies: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        path, _, name = key.removeprefix(PREFIX).rpartition(".")
+        matched = _KEY.fullmatch(key)
+        if matched is not None:
+            part = "magnitude" if matched["part"] == "magnitude_vector" else matched["part"]
+            found.setdefault(matched["path"], {})[part] = tensor
+        elif key.startswith(PREFIX) and ".lora_" not in key:
+            copies.setdefault(path, {})[name] = tensor
+        else:
+            raise UserError(f"{folder / WEIGHTS}: the key '{key}' is not of a LoRA")
+    for path, parts in found.items():
+        for part in ("A", "B", "magnitude") if with_magnitudes else ("A", "B"):
+            if part not in parts:
+                name = _MAGNITUDE if part == "magnitude" else f"lora_{part}.weight"
+                raise UserError(
+                    f"{folder / WEIGHTS}: {PREFIX}{path}.{name} is missing",
+                    hint="The file was cut short or written by something else; copy the adapter folder again.",
+                )
+        if "magnitude" in parts and not with_magnitudes:
+            raise UserError(f"{folder / WEIGHTS}: {path} has a {_MAGNITUDE}, but {CONFIG} does not set use_dora")
     if not found:
         raise UserError(f"{folder / WEIGHTS} holds no tensors")
-    return {path: (parts["A"], parts["B"]) for path, parts in found.items()}
+    return found, copies
 
 
-def _place(places: Places, folder: Path, path: str, A: torch.Tensor, B: torch.Tensor) -> LinearPlace:
-    if path not in places.linears:
-        raise UserError(
-            f"the adapter {folder} changes {path}, which this base does not have",
-            hint=f"Its linear layers are {', '.join(list(places.linears)[:4])}, …: is it for another base?",
-        )
-    place = places.linears[path]
-    wanted = (place.in_features, place.out_features)
+_KEY = re.compile(re.escape(PREFIX) + r"(?P<path>.+)\.lora_(?:embedding_)?(?P<part>[AB]|magnitude_vector)(?:\.weight)?")
+
+
+def _place(places: Places, folder: Path, path: str, parts: Mapping[str, torch.Tensor]) -> ModulePlace:
+    embeddings = embeddings_of(places)
+    place: ModulePlace | None = places.linears.get(path) or embeddings.get(path)
+    if place is None:
+        raise _unknown_place(places, folder, path)
+    if isinstance(place, LinearPlace):
+        wanted = (place.in_features, place.out_features)
+    else:
+        wanted = (place.module.get_parameter("weight").shape[0], place.module.get_parameter("weight").shape[1])
+    A, B = parts["A"], parts["B"]
     fits = A.dim() == B.dim() == 2 and (A.shape[1], B.shape[0]) == wanted and A.shape[0] == B.shape[1]
+    if "magnitude" in parts:
+        fits = fits and parts["magnitude"].shape == (wanted[1],)
     if not fits:
         raise UserError(
             f"the adapter {folder} does not fit this base: at {path} the base is {wanted[1]} × {wanted[0]}, "
@@ -221,15 +285,25 @@ def _place(places: Places, folder: Path, path: str, A: torch.Tensor, B: torch.Te
     return place
 
 
-def _method_of(peft: PeftLoRA, pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> LoRA:
+def _unknown_place(places: Places, folder: Path, path: str) -> UserError:
+    return UserError(
+        f"the adapter {folder} changes {path}, which this base does not have",
+        hint=f"Its linear layers are {', '.join(list(places.linears)[:4])}, …: is it for another base?",
+    )
+
+
+def _method_of(peft: PeftLoRA, found: Mapping[str, Mapping[str, torch.Tensor]], copies: list[str]) -> LoRA:
     """The settings that peft's configuration and the shapes of its tensors tell."""
-    alphas = {path: peft.alpha(path) for path in pairs}
+    alphas = {path: peft.alpha(path) for path in found}
+    ranks = {path: len(parts["A"]) for path, parts in found.items()}
     return LoRA(
         rank=peft.r,
         alpha=peft.lora_alpha,
         dropout=peft.lora_dropout,
         rslora=peft.use_rslora,
-        targets=list(pairs),
-        rank_pattern={path: A.shape[0] for path, (A, _) in pairs.items() if A.shape[0] != peft.r},
+        dora=peft.use_dora,
+        targets=list(found),
+        modules_to_save=copies,
+        rank_pattern={path: rank for path, rank in ranks.items() if rank != peft.r},
         alpha_pattern={path: alpha for path, alpha in alphas.items() if alpha is not None},
     )

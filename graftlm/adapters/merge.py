@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from graftlm.adapters.lora_embedding import add_to_weight
 from graftlm.adapters.method import Change, LowRank, Update
 from graftlm.adapters.model import AdaptedModel
 from graftlm.base.files import write_folder
@@ -73,7 +73,7 @@ def _merged_copy(model: AdaptedModel, adapters: Sequence[str]) -> PreTrainedMode
         for path, update in adapter.linear.items():
             updates.setdefault(path, []).append(update)
     for path, several in updates.items():
-        _merge(_module_to_change(merged, model, path), several)
+        _merge(_module_to_change(merged, model, path, updates), several)
     _tie_again(merged, model)
     return merged
 
@@ -92,7 +92,7 @@ def _merge(module: nn.Module, updates: Sequence[Update]) -> None:
         for name, parameter in module.named_parameters():
             parameter.copy_(start[name])
         if isinstance(update, LowRank):
-            _add(module, update.delta())
+            add_to_weight(module, update.delta())
         else:
             update.merge_into(module)
         changed.append({name: parameter.clone() for name, parameter in module.named_parameters()})
@@ -113,15 +113,28 @@ def _fresh_copy(model: AdaptedModel) -> PreTrainedModel:
     return fresh
 
 
-def _module_to_change(merged: PreTrainedModel, model: AdaptedModel, path: str) -> nn.Module:
-    """One module of the copy; a tied head gets a weight of its own first."""
+def _module_to_change(
+    merged: PreTrainedModel, model: AdaptedModel, path: str, updates: Mapping[str, Sequence[Update]]
+) -> nn.Module:
+    """One module of the copy; a head and an embedding that share a weight get one each first."""
     module = merged.get_submodule(path)
     linear = model.places.linears.get(path)
     if linear is not None and linear.dense_weight() is None:
         raise UserError(f"{path} has no dense weight to merge into", hint="Load the base unquantised to export it.")
-    if path == model.places.head and module.weight is merged.get_input_embeddings().weight:
-        module.weight = torch.nn.Parameter(module.get_parameter("weight").detach().clone(), requires_grad=False)
-        merged.config.tie_word_embeddings = False
+    embedding = model.places.embedding
+    looked_up = embedding.paths if embedding is not None else ()
+    if path in looked_up and len(looked_up) > 1 and not set(looked_up) <= set(updates):
+        raise UserError(
+            f"{path} shares its weight with {', '.join(other for other in looked_up if other != path)}, and cannot be "
+            "changed alone in an exported model",
+            hint="The adapter can be used beside the base: graftlm chat, graftlm generate.",
+        )
+    head = merged.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if path == model.places.head or (head is not None and path in looked_up):
+        other = merged.get_input_embeddings() if path == model.places.head else head
+        if module.weight is other.weight:
+            module.weight = torch.nn.Parameter(module.get_parameter("weight").detach().clone(), requires_grad=False)
+            merged.config.tie_word_embeddings = False
     return module
 
 
@@ -134,13 +147,6 @@ def _tie_again(merged: PreTrainedModel, model: AdaptedModel) -> None:
     if torch.equal(head.weight, embedding.weight):
         head.weight = embedding.weight
         merged.config.tie_word_embeddings = True
-
-
-def _add(module: nn.Module, delta: torch.Tensor) -> None:
-    """Add an update (out, in) to a layer's weight."""
-    weight = module.get_parameter("weight")
-    change = delta.T if isinstance(module, Conv1D) else delta
-    weight.copy_((weight.to(change.dtype) + change).to(weight.dtype))
 
 
 @torch.no_grad()

@@ -26,6 +26,16 @@ class MethodConfig(BaseModel):
 
     method: str
 
+    def describe(self) -> str:
+        """One line on what kind of adapter it is: the method, and the settings that are not its defaults."""
+        fields: dict[str, FieldInfo] = type(self).__pydantic_fields__
+        changed = [
+            f"{name.replace('_', ' ')} {_said(getattr(self, name))}"
+            for name, field in fields.items()
+            if name != "method" and getattr(self, name) != field.get_default(call_default_factory=True)
+        ]
+        return ", ".join([self.method, *changed])
+
     @abstractmethod
     def build(self, places: Places, *, seed: int, dtype: torch.dtype, device: torch.device) -> Adapter:
         """A new adapter with freshly initialised parameters, drawn from ``seed`` alone.
@@ -68,6 +78,12 @@ class MethodConfig(BaseModel):
         adapter = self.build(places, seed=0, dtype=dtype, device=device)
         fill(adapter, stored.tensors, stored.folder)
         return adapter
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {one}" for key, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 class LowRank(nn.Module):
@@ -126,12 +142,18 @@ class Change(nn.Module):
     #: Whether :meth:`prepare` does anything, and whether :meth:`forward` does.
     prepares = False
     adds = True
+    #: Share of the inputs that is dropped out while training; :meth:`with_dropout` then takes forward's place.
+    dropout: float = 0.0
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         """The input that the module gets instead of x; every update of a stack sees it."""
         return x
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def with_dropout(self, x: torch.Tensor, kept: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Like ``forward``; ``kept`` is x with a share set to 0 and the rest scaled up."""
         raise NotImplementedError
 
     @abstractmethod

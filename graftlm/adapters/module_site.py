@@ -46,10 +46,10 @@ class ModuleSite:
         elif low_rank and _share_tokens(routing, low_rank, changes):
             base = self._base_forward(flat)
             y = add_low_rank(base.clone(), flat, *self._product(routing, low_rank))
-            y = add_to_spans(y, _deltas(flat, base, routing, changes))
+            y = add_to_spans(y, self._deltas(flat, base, routing, changes))
         else:
             y = self._with_low_rank(flat, routing, low_rank)
-            y = add_to_spans(y, _deltas(flat, y, routing, changes))
+            y = add_to_spans(y, self._deltas(flat, y, routing, changes))
         y = y.view(*shape, *y.shape[1:])
         return y.transpose(1, 2) if self.place.heads_first else y
 
@@ -89,6 +89,19 @@ class ModuleSite:
         )
         return Product(groups, routing, self.place.index), [update.factors() for update in updates.values()]
 
+    def _deltas(
+        self, x: torch.Tensor, y: torch.Tensor, routing: Routing, changes: Mapping[str, Change]
+    ) -> list[tuple[Span, torch.Tensor]]:
+        deltas = []
+        for name, change in changes.items():
+            for span in routing.spans[name] if change.adds else ():
+                own, out = x[span.start : span.stop], y[span.start : span.stop]
+                keep = None
+                if change.dropout:
+                    keep = routing.keep_mask(name, span, x.shape[-1], self.place.index, change.dropout, own)
+                deltas.append((span, change(own, out) if keep is None else change.with_dropout(own, own * keep, out)))
+        return deltas
+
 
 def _bias(module: nn.Module) -> torch.Tensor | None:
     bias = getattr(module, "bias", None)
@@ -110,17 +123,6 @@ def _prepared(x: torch.Tensor, routing: Routing, changes: Mapping[str, Change]) 
             parts = [(span, change.prepare(part) - part) for span, part in _parts(x, routing.spans[name])]
             x = add_to_spans(x, parts)
     return x
-
-
-def _deltas(
-    x: torch.Tensor, y: torch.Tensor, routing: Routing, changes: Mapping[str, Change]
-) -> list[tuple[Span, torch.Tensor]]:
-    return [
-        (span, change(x[span.start : span.stop], y[span.start : span.stop]))
-        for name, change in changes.items()
-        if change.adds
-        for span in routing.spans[name]
-    ]
 
 
 def _parts(x: torch.Tensor, spans: tuple[Span, ...]) -> list[tuple[Span, torch.Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -149,7 +150,11 @@ def _rank_lines(ranks: dict[str, int]) -> str:
 
 
 def _method(config: dict[str, Any], notes: dict[str, Any]) -> str:
-    """The method with its rank, or the ranks that it chose."""
+    """The method in one line, or the ranks that it chose."""
+    from pydantic import ValidationError
+
+    from graftlm.adapters.method import methods
+
     settings = notes.get("method") or {
         "method": str(config.get("peft_type", "?")).lower(),
         "rank": config.get("r", "?"),
@@ -157,6 +162,10 @@ def _method(config: dict[str, Any], notes: dict[str, Any]) -> str:
     name = str(settings.get("method", "?"))
     if ranks := list((notes.get("ranks") or {}).values()):
         return f"{name} ranks {min(ranks)} to {max(ranks)}, {sum(ranks) / len(ranks):.1f} on average"
+    known = methods().get(name)
+    if known is not None and notes.get("method"):
+        with suppress(ValidationError):
+            return known.model_validate(settings).describe()
     return f"{name} rank {settings['rank']}" if settings.get("rank") else name
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from graftlm.adapters.lora import LoRA
 from graftlm.base.files import write_json, write_text
 from graftlm.base.memory import peak_memory, reset_peak_memory
 from graftlm.data.instances import Instance
@@ -254,7 +253,7 @@ def _report(run: PreparedRun, folder: RunFolder, measured: _Measured, examples: 
         adapters.append(
             AdapterReport(
                 name=name,
-                method=describe_method(run.recipe.adapters[name].method),
+                method=run.recipe.adapters[name].method.describe(),
                 trained_parameters=progress.adapter.trained_parameters,
                 data=", ".join(run.recipe.adapters[name].data),
                 counts=_joint_counts(run, name),
@@ -306,14 +305,6 @@ def next_commands(folder: RunFolder, adapter: str, *, writes: bool = True) -> li
         ["graftlm", "train", "your.yaml"],
     ]
     return [shlex.join(command) for command in commands]
-
-
-def describe_method(method: Any) -> str:
-    """One line on what kind of adapter it is."""
-    if isinstance(method, LoRA):
-        targets = method.targets if isinstance(method.targets, str) else ", ".join(method.targets)
-        return f"LoRA rank {method.rank}, {targets}" + (f", init {method.init}" if method.init != "default" else "")
-    return str(method.method)
 
 
 def _joint_counts(run: PreparedRun, name: str) -> dict[str, Any]:

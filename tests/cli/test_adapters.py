@@ -26,7 +26,7 @@ def test_list(cli: Cli, mine: Path):
     ended = cli("adapters", "list", "mine")
     rows = [line.split() for line in ended.out.splitlines()[1:]]
     assert [row[0] for row in rows] == [f"mine/adapters/{name}" for name in ("both", "colours", "cut")]
-    assert rows[0][1:5] == ["lora", "rank", "2", "tiny"]
+    assert rows[0][1:6] == ["LoRA", "rank", "2,", "all-linear", "tiny"]
     assert rows[0][-1] == "kB"
     assert "unreadable" in " ".join(rows[2])
     (mine / "empty").mkdir()
@@ -36,7 +36,7 @@ def test_list(cli: Cli, mine: Path):
 def test_show(cli: Cli, mine: Path):
     shown = cli("adapters", "show", "mine/adapters/both").out
     notes = json.loads((mine / "adapters" / "both" / "graftlm.json").read_text())
-    for text in ("lora rank 2", "plain", "24 rows kept, 0 truncated, 1 dropped", notes["base"]["fingerprint"][:32]):
+    for text in ("LoRA rank 2", "plain", "24 rows kept, 0 truncated, 1 dropped", notes["base"]["fingerprint"][:32]):
         assert text in shown
     assert f"{notes['metrics']['held_out_loss']:.4f}" in shown
     assert json.loads(cli("adapters", "show", "mine/adapters/both", "--json").out) == notes
