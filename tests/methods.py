@@ -25,4 +25,6 @@ METHODS: Mapping[str, MethodConfig] = {
     "p-tuning-lstm": graftlm.PTuning(length=2, encoder_hidden=6),
     "p-tuning-mlp": graftlm.PTuning(length=4, encoder="mlp", encoder_hidden=9),
     "p-tuning-none": graftlm.PTuning(length=1, encoder="none"),
+    "prefix": graftlm.Prefix(length=5, projection_size=6),
+    "prefix-plain": graftlm.Prefix(length=2, projection=False, window="peft"),
 }

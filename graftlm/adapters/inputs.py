@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graftlm.adapters.routing import Routing
 from graftlm.adapters.virtual import expand, unknown_id
 from graftlm.base.places import Places
 from graftlm.errors import UserError
@@ -34,6 +35,28 @@ class Inputs:
         """How many positions a cache of keys and values holds already."""
         cache = self.kwargs.get("past_key_values")
         return 0 if cache is None else int(cache.get_seq_length())
+
+    @property
+    def target(self) -> torch.Tensor | None:
+        """The ids (rows, length) that the decoder of an encoder-decoder reads, or None."""
+        ids: torch.Tensor | None = self.kwargs.get("decoder_input_ids")
+        return ids
+
+    def positions(self) -> torch.Tensor:
+        """The position (rows, length) of every token in its own row, which begins with its first real token."""
+        if self.mask is not None:
+            return (self.mask.long().cumsum(1) - 1).clamp(min=0)[:, -self.ids.shape[1] :]
+        cached = self.cached if self.target is None else 0
+        return counted(self.ids, cached)
+
+    def target_positions(self) -> torch.Tensor:
+        """The positions (rows, length) of the decoder's tokens in an encoder-decoder, or of the only ones."""
+        return self.positions() if self.target is None else counted(self.target, self.cached)
+
+
+def counted(ids: torch.Tensor, first: int) -> torch.Tensor:
+    """Positions (rows, length) that count on from ``first`` in every row."""
+    return (torch.arange(ids.shape[1], device=ids.device) + first).expand(len(ids), -1)
 
 
 def with_virtual_tokens(given: Inputs, counts: Sequence[int], places: Places) -> Inputs:
@@ -75,20 +98,31 @@ def with_virtual_tokens(given: Inputs, counts: Sequence[int], places: Places) ->
     return Inputs(expansion.ids, expansion.mask, kwargs, expansion.columns)
 
 
-def check_length(inputs: Inputs, prefixes: Sequence[int] | None, context: int) -> None:
-    """See that ids, virtual tokens and prefix fit into the context together.
+def check_length(
+    inputs: Inputs, virtual: Sequence[int], prefixes: Sequence[int] | None, routing: Routing, context: int
+) -> None:
+    """See that each row's tokens, the virtual ones put in among them, and its prefix fit into the context together.
 
     Raises:
         UserError: they do not.
     """
-    most = max(prefixes) if prefixes else 0
-    added = inputs.ids.shape[1] - inputs.columns.shape[1] if inputs.columns is not None else 0
-    if (most or added) and inputs.cached + inputs.ids.shape[1] + most > context:
-        raise UserError(
-            f"{inputs.cached + inputs.ids.shape[1] - added} tokens, {added} virtual tokens and a prefix of {most} "
-            f"do not fit into the context of {context}",
-            hint="Shorten the rows, or use fewer virtual tokens.",
-        )
+    read = inputs.ids if inputs.target is None else inputs.target
+    shifts = list(prefixes) if prefixes is not None else [0] * len(read)
+    columns = inputs.cached + read.shape[1]
+    if (not any(shifts) and not any(virtual)) or columns + max(shifts) <= context:
+        return
+    lengths = [segment.length for segment in routing.segments]
+    if inputs.target is None and inputs.mask is not None:
+        lengths = list(inputs.mask.sum(1).tolist())
+    elif None in lengths or len(lengths) != len(shifts):
+        lengths = [columns] * len(shifts)
+    for tokens, added, shift in zip(lengths, virtual, shifts, strict=True):
+        if tokens is not None and tokens + shift > context:
+            raise UserError(
+                f"{tokens - added} tokens, {added} virtual tokens and a prefix of {shift} do not fit into the context "
+                f"of {context} together",
+                hint="Shorten the rows, or use fewer virtual tokens or a shorter prefix.",
+            )
 
 
 @dataclass(frozen=True)
@@ -107,24 +141,21 @@ class PositionIds:
                 first = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
         return PositionIds("position_ids" in inspect.signature(backbone.forward).parameters, first)
 
-    def __call__(self, inputs: Inputs, prefixes: Sequence[int] | None) -> dict[str, torch.Tensor]:
+    def __call__(self, inputs: Inputs, prefixes: Sequence[int] | None, context: int) -> dict[str, torch.Tensor]:
         """``position_ids`` (rows, length), where the base would not count them so by itself; else nothing.
 
         A row's positions begin with its first real token, wherever padding puts it, and a prefix shifts them.
         """
         if not self.taken:
             return {}
-        rows, length = inputs.ids.shape
         count = inputs.kwargs.get("position_ids")
         if count is None:
-            if inputs.mask is not None:
-                count = (inputs.mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:] + self.first
-            elif prefixes is not None:
-                count = (torch.arange(length, device=inputs.ids.device) + inputs.cached + self.first).expand(rows, -1)
-            else:
+            if inputs.mask is None and prefixes is None:
                 return {}
+            count = inputs.positions() + self.first
         if prefixes is not None:
-            count = count + torch.tensor(prefixes, device=count.device)[:, None]
+            shifted = count + torch.tensor(prefixes, device=count.device)[:, None]
+            count = shifted.clamp(max=context + self.first - 1)  # past it is but padding
         return {"position_ids": count}
 
 

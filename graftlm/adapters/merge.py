@@ -65,7 +65,7 @@ def _merged_copy(model: AdaptedModel, adapters: Sequence[str]) -> PreTrainedMode
     updates: dict[str, list[Update]] = {}
     for name in adapters:
         adapter = model.adapter(name)
-        if adapter.sublayers or adapter.prefix_length or adapter.virtual or adapter.head:
+        if adapter.sublayers or adapter.prefix or adapter.virtual or adapter.head:
             raise UserError(
                 f"the adapter '{name}' ({adapter.config.method}) is no change of weights, and cannot be merged",
                 hint="It can be used beside the base: graftlm chat, graftlm generate.",

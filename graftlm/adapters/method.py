@@ -186,6 +186,23 @@ class VirtualTokens(nn.Module):
         raise NotImplementedError
 
 
+class KeyValues(nn.Module):
+    """Trained keys and values that attention finds before those of a row's own tokens.
+
+    ``length``: how many; ``paths``: the attention modules; ``shift``: by how much the row's positions shift;
+    ``windowed``: in layers with a sliding window they leave it like tokens before the row, as in peft, instead of
+    staying visible. ``forward()`` gives them by path, each (key/value heads, length, width of a head).
+    """
+
+    length: int
+    paths: tuple[str, ...]
+    shift: int
+    windowed: bool
+
+    def forward(self) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+        raise NotImplementedError
+
+
 class Head(nn.Module):
     """A head of an adapter's own: final hidden states (tokens, hidden) → (tokens, outputs)."""
 
@@ -200,11 +217,8 @@ class Adapter(nn.Module):
     """A named set of trained parameters: what it does at which places.
 
     ``linear``: at modules, by path; ``sublayers``: by :attr:`Sublayer.key`; ``virtual``: its tokens at the input
-    embedding; ``head``: on the final hidden state. ``prefix_length``: how many keys and values it puts before a row's
-    own in attention (:meth:`key_values`), which is also how far the row's positions shift.
+    embedding; ``prefix``: keys and values in attention; ``head``: on the final hidden state.
     """
-
-    prefix_length: int = 0
 
     def __init__(
         self,
@@ -213,6 +227,7 @@ class Adapter(nn.Module):
         *,
         sublayers: Mapping[str, SublayerChange] | None = None,
         virtual: VirtualTokens | None = None,
+        prefix: KeyValues | None = None,
         head: Head | None = None,
     ) -> None:
         super().__init__()
@@ -223,6 +238,7 @@ class Adapter(nn.Module):
             for key, part in parts.items():
                 self.add_module(key.replace(".", "/"), part)
         self.virtual = virtual
+        self.prefix = prefix
         self.head = head
 
     @property
@@ -230,12 +246,17 @@ class Adapter(nn.Module):
         """How many numbers are trained."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    @property
+    def prefix_length(self) -> int:
+        """By how much the positions of its rows shift."""
+        return 0 if self.prefix is None else self.prefix.shift
+
     def key_values(self) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values by path of the attention module, each (key/value heads, prefix_length, head width).
+        """Keys and values by path of the attention module, each (key/value heads, length, width of a head).
 
         Made once a call, before the blocks run: what is made inside a recomputed block would be made twice.
         """
-        return {}
+        return {} if self.prefix is None else self.prefix()
 
     @property
     def ranks(self) -> Mapping[str, int] | None:

@@ -111,6 +111,11 @@ class AdaptedModel:
         """The most tokens that a sequence may have."""
         return context_length(self.base.config) - self._positions.first
 
+    def room(self, adapters: RowAdapters) -> int:
+        """The most tokens that a row of these adapters may have: the context, less their virtual tokens and prefix."""
+        stack = as_stack(adapters)
+        return self.context_length - self.virtual_length(stack) - self.prefix_length(stack)
+
     def add(
         self,
         name: str,
@@ -297,10 +302,12 @@ class AdaptedModel:
     ) -> Any:
         rows = len(input_ids)
         given = Inputs(input_ids, attention_mask, kwargs)
-        inputs = given
+        inputs, virtual = given, [0] * rows
         if not isinstance(adapters, Routing):
             stacks = self._stacks(adapters, rows)
-            inputs = with_virtual_tokens(given, [self.virtual_length(stack) for stack in stacks], self.places)
+            counts = [self.virtual_length(stack) for stack in stacks]
+            inputs = with_virtual_tokens(given, counts, self.places)
+            virtual = counts if inputs is not given and inputs.target is None else virtual
             adapters = list(stacks)
         target = inputs.kwargs.get("decoder_input_ids")
         routing = self.routing(adapters, rows, (inputs.ids if target is None else target).shape[1])
@@ -310,10 +317,14 @@ class AdaptedModel:
         used = {name for segment in routing.segments for name in segment.stack}
         key_values = {name: found for name in used if (found := self.adapter(name).key_values())}
         prefixes = [self.prefix_length(stack) for stack in routing.row_stacks(rows)] if key_values else None
-        check_length(inputs, prefixes, self.context_length)
-        kwargs = inputs.kwargs | self._positions(inputs, prefixes)
+        check_length(inputs, virtual, prefixes, routing, self.context_length)
+        kwargs = inputs.kwargs | self._positions(inputs, prefixes, self.context_length)
         self._spare_the_cache(kwargs)
-        with during(Call(routing, key_values)):
+        call = Call(routing, key_values)
+        if prefixes is not None:
+            encoders = None if inputs.target is None else inputs.positions()
+            call = Call(routing, key_values, tuple(prefixes), inputs.target_positions(), encoders)
+        with during(call):
             output = module(input_ids=inputs.ids, attention_mask=inputs.mask, **kwargs)
         return realigned(output, inputs)
 
@@ -339,7 +350,7 @@ class AdaptedModel:
         return tuple(placed(ids, count, first))
 
     def prefix_length(self, stack: Stack) -> int:
-        """How many keys and values the adapters of a stack put before a row's own."""
+        """By how much the adapters of a stack shift a row's positions: the keys and values that stand before them."""
         return sum(self.adapter(name).prefix_length for name in stack)
 
     def _spare_the_cache(self, kwargs: dict[str, Any]) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -197,10 +197,19 @@ KeyValues = Mapping[str, Mapping[str, tuple[torch.Tensor, torch.Tensor]]]
 
 @dataclass(frozen=True)
 class Call:
-    """What a running call goes by: its routing, and the keys and values that adapters bring, by adapter and path."""
+    """What a running call goes by: its routing, and the keys and values that adapters bring, by adapter and path.
+
+    Where there are such: ``shifts``, by how much each row's positions shift; ``positions`` (rows, length) of the
+    tokens in their own row, unshifted, and ``source_positions`` of the encoder's. ``memo`` holds what attention
+    works out once for all layers.
+    """
 
     routing: Routing
     key_values: KeyValues
+    shifts: tuple[int, ...] = ()
+    positions: torch.Tensor | None = None
+    source_positions: torch.Tensor | None = None
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 _current = threading.local()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graftlm.adapters.attention import AttentionSite
 from graftlm.adapters.method import Adapter
 from graftlm.adapters.module_site import ModuleSite
 from graftlm.adapters.sublayer_site import SublayerSite
@@ -18,18 +19,23 @@ class Sites:
         self.modules: dict[str, ModuleSite] = {}
         self.sublayers: dict[str, SublayerSite] = {}
         self.embedding: EmbeddingSite | None = None
+        self.attention: AttentionSite | None = None
 
     def attach(self, name: str, adapter: Adapter) -> None:
         """Put every part of an adapter at its place, under ``name``.
 
         Raises:
-            UserError: the base has no input embedding that virtual tokens could be looked up in.
+            UserError: the base has no input embedding that virtual tokens could be looked up in, or computes attention
+                in a way that takes no keys and values beside its own.
         """
         if adapter.virtual is not None:
             if self.places.embedding is None:
                 raise UserError(f"{type(self.places.model).__name__} has no input embedding for virtual tokens")
             self.embedding = self.embedding or EmbeddingSite(self.places.embedding, self.places.model)
             self.embedding.tokens[name] = adapter.virtual
+        if adapter.prefix is not None:
+            self.attention = self.attention or AttentionSite(self.places)
+            self.attention.prefixes[name] = adapter.prefix
         for path, update in adapter.linear.items():
             if path not in self.modules:
                 self.modules[path] = ModuleSite(self.places.linears.get(path) or self.places.leaves[path])
@@ -55,3 +61,8 @@ class Sites:
             if not self.embedding.tokens:
                 self.embedding.detach()
                 self.embedding = None
+        if adapter.prefix is not None and self.attention is not None:
+            del self.attention.prefixes[name]
+            if not self.attention.prefixes:
+                self.attention.detach()
+                self.attention = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from graftlm.base.attentions import AttentionPlace, find_attentions
 from graftlm.base.probe import Call, probe
 from graftlm.errors import UserError
 
@@ -107,6 +109,11 @@ class Places:
     sublayers: tuple[Sublayer, ...]
     embedding: EmbeddingPlace | None
     head: str | None
+
+    @cached_property
+    def attentions(self) -> tuple[AttentionPlace, ...]:
+        """The attention modules, found on first use; none where the family computes attention by itself."""
+        return find_attentions(self.model, self.blocks)
 
 
 def find_places(model: PreTrainedModel, *, blocks: str | None = None) -> Places:

@@ -228,7 +228,7 @@ class Chat:
 
         seed = self.sampling.seed
         sampling = self.sampling if seed is None else replace(self.sampling, seed=mix_seed(seed, self.said))
-        context = self.opened.model.context_length
+        context = self.opened.model.room(speaker.stack)
         room = context - min(self.sampling.max_new_tokens, context // 4)
         start = [Message("system", self.system)] if self.system else []
         turns = [*self.histories.get(speaker.label, []), said]

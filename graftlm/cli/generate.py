@@ -111,7 +111,6 @@ def _plan(
     records: dict[Key, dict[str, Any]] = {}
     requests: dict[Key, Request] = {}
     several = any(prompt.part > 1 for prompt in prompts)
-    room = opened.model.context_length - 1
     for prompt in prompts:
         # Every adapter gets the same random numbers for a row, so that their answers are compared fairly.
         own = replace(sampling, seed=mix_seed(sampling.seed or 0, prompt.row, prompt.part))
@@ -135,11 +134,11 @@ def _plan(
                 except UserError as error:
                     problem = error.message
                 else:
-                    length = len(request.prompt_ids)
-                    if length <= room:
+                    length, room = len(request.prompt_ids), opened.model.room(speaker.stack)
+                    if length < room:
                         requests[key] = request
                         continue
-                    problem = f"the prompt has {length:,} tokens, and the context of the model is {room + 1:,}"
+                    problem = f"the prompt has {length:,} tokens, and the context of the model is {room:,}"
             record |= {"answer": None, "finish_reason": "error", "error": problem}
     return records, requests
 

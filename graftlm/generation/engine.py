@@ -147,11 +147,11 @@ class Engine:
 
     def _row(self, request: Request) -> Row:
         """Check a request and make its state."""
-        context = self.model.context_length
         self.model.routing(request.adapters, 1, 1)  # an unknown adapter is an error now, not in the middle
         head = self.model.head_of(as_stack(request.adapters))
         if head is not None:
             raise UserError(f"the adapter '{head}' has a head of its own: it predicts labels, and writes no text")
+        context = self.model.context_length - self.model.prefix_length(as_stack(request.adapters))
         sampling, tokenizer = request.sampling, self.tokenizer
         if not request.prompt_ids:
             raise UserError("the prompt is empty", hint="Give at least one token, such as the beginning of sequence.")
@@ -159,8 +159,9 @@ class Engine:
         length, virtual = len(prompt), len(prompt) - len(request.prompt_ids)
         if length >= context:
             beside = f" beside {virtual:,} virtual tokens of its adapters" if virtual else ""
+            whose = "of the model" if context == self.model.context_length else "that its prefix leaves"
             raise UserError(
-                f"the prompt has {length - virtual:,} tokens{beside}, but the context of the model is {context:,}: "
+                f"the prompt has {length - virtual:,} tokens{beside}, but the context {whose} is {context:,}: "
                 f"there is no room for an answer",
                 hint=f"Shorten it to at most {max(0, context - virtual - 1):,} tokens.",
             )

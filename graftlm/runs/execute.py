@@ -213,7 +213,7 @@ def _answers(run: PreparedRun, tasks: Sequence[Task]) -> dict[str, list[Example]
     for task in tasks:
         for instance in chosen[task.adapter]:
             prompt = run.template.render_prompt(instance.messages[:-1], run.tokenizer)
-            room = run.model.context_length - ANSWER_TOKENS
+            room = run.model.room(task.stack) - ANSWER_TOKENS
             for stack in (task.under, task.stack):
                 requests.append(Request(tuple(prompt[-room:]), stack or None, sampling))
     answers = iter(Engine(run.model).run(requests))

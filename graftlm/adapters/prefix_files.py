@@ -1,0 +1,138 @@
+"""Prefixes as peft writes and reads them: one tensor, each layer's keys and then its values.
+
+In an encoder-decoder peft gives a prefix to the decoder's self-attention alone, and takes the keys and values of
+layer i from the slots 4i and 4i + 1, counted modulo 2 · layers: with an even number of layers two of them share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel, Field
+
+from graftlm.adapters.method import Adapter
+from graftlm.adapters.prefix import Prefix, PrefixTable, side
+from graftlm.adapters.stored import Stored, checked, register_peft_kind
+from graftlm.base.attentions import AttentionPlace
+from graftlm.base.loading import base_kind, context_length
+from graftlm.base.places import Places
+from graftlm.errors import UserError
+
+KEY = "prompt_embeddings"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
+
+
+class PeftPrefix(BaseModel):
+    """What is read of peft's adapter_config.json."""
+
+    num_virtual_tokens: int = Field(ge=1)
+
+
+def store_prefix(adapter: Adapter, places: Places, source: str) -> Stored:
+    """The derived prefix. It has peft's configuration beside it where peft can express it."""
+    config, prefix = adapter.config, adapter.prefix
+    assert isinstance(config, Prefix)
+    assert isinstance(prefix, PrefixTable)
+    table = prefix.table().detach()
+    theirs = _as_peft(table, config, places)
+    if theirs is None:
+        return Stored({KEY: table}, None)
+    place = _decoder(places)[0]
+    both = places.model.config.is_encoder_decoder
+    settings: dict[str, Any] = {
+        "peft_type": "PREFIX_TUNING",
+        "task_type": _TASKS[base_kind(places.model.config)],
+        "base_model_name_or_path": source,
+        "inference_mode": True,
+        "num_virtual_tokens": config.length,
+        "num_layers": len(_decoder(places)),
+        "num_attention_heads": place.heads,
+        "token_dim": place.heads * place.key_width,
+        "num_transformer_submodules": 2 if both else 1,
+        "prefix_projection": False,
+    }
+    return Stored({KEY: theirs}, settings)
+
+
+def restore_prefix(config: Prefix, stored: Stored, places: Places, *, device: torch.device) -> Adapter:
+    """The adapter that :func:`store_prefix` wrote.
+
+    Raises:
+        UserError: the tensor is missing or does not fit the base.
+    """
+    table = _table(stored)
+    if stored.peft is not None and places.model.config.is_encoder_decoder:
+        table = _from_slots(table, len(_decoder(places)), stored)
+    return config.plain(table, places, device=device, stored=stored)
+
+
+@register_peft_kind("PREFIX_TUNING")
+def read_prefix(stored: Stored, places: Places, *, device: torch.device) -> Adapter:
+    """An adapter that peft wrote; in layers with a sliding window it keeps peft's rule."""
+    settings = checked(PeftPrefix, stored.peft or {}, stored.folder / CONFIG)
+    where = ["decoder"] if places.model.config.is_encoder_decoder else None
+    config = Prefix.model_validate(
+        {"length": settings.num_virtual_tokens, "projection": False, "window": "peft", "where": where}
+    )
+    return restore_prefix(config, stored, places, device=device)
+
+
+def _decoder(places: Places) -> list[AttentionPlace]:
+    """The places that peft gives a prefix to."""
+    if not places.model.config.is_encoder_decoder:
+        return list(places.attentions)
+    return [place for place in places.attentions if side(place) == "decoder"]
+
+
+def _as_peft(table: torch.Tensor, config: Prefix, places: Places) -> torch.Tensor | None:
+    """The table as peft has it, or None where it would mean something else to peft."""
+    theirs = _decoder(places)
+    if config.places(places) != theirs:
+        return None
+    if len({(place.heads, place.key_width, place.value_width) for place in theirs}) != 1:
+        return None
+    if theirs[0].key_width != theirs[0].value_width:
+        return None
+    context = context_length(places.model.config)
+    slides = any(place.window is not None and place.window < context for place in theirs)
+    if slides and config.window != "peft":
+        return None
+    return _to_slots(table, len(theirs)) if places.model.config.is_encoder_decoder else table
+
+
+def _slots(layers: int) -> list[int]:
+    """Which slot of peft's the keys and the values of each layer are in, in an encoder-decoder."""
+    return [(4 * layer + number) % (2 * layers) for layer in range(layers) for number in (0, 1)]
+
+
+def _to_slots(table: torch.Tensor, layers: int) -> torch.Tensor | None:
+    """Peft's order of an encoder-decoder's table; None where layers that share a slot differ."""
+    ours = table.reshape(len(table), 2 * layers, -1)
+    theirs = torch.zeros_like(ours)
+    for number, slot in enumerate(_slots(layers)):
+        theirs[:, slot] = ours[:, number]
+    return theirs.flatten(1) if torch.equal(theirs[:, _slots(layers)], ours) else None
+
+
+def _from_slots(table: torch.Tensor, layers: int, stored: Stored) -> torch.Tensor:
+    if table.shape[1] % (2 * layers):
+        raise UserError(
+            f"the adapter {stored.folder} does not fit this base: {KEY} is {tuple(table.shape)}, and its width is no "
+            f"multiple of twice the {layers} layers",
+            hint="It was trained on another base.",
+        )
+    return table.reshape(len(table), 2 * layers, -1)[:, _slots(layers)].flatten(1)
+
+
+def _table(stored: Stored) -> torch.Tensor:
+    """The one tensor of a folder."""
+    if set(stored.tensors) != {KEY}:
+        wrong = next((key for key in sorted(stored.tensors) if key != KEY), None)
+        raise UserError(
+            f"{stored.folder / WEIGHTS}: "
+            + (f"{KEY} is missing" if KEY not in stored.tensors else f"the key '{wrong}' is not of a prefix"),
+            hint="The file was cut short or written by something else; copy the adapter folder again.",
+        )
+    return stored.tensors[KEY]
