@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from graftlm.adapters.lora import select_linears
+from graftlm.adapters.lora import ALL_LINEAR, select_linears
 from graftlm.adapters.method import Adapter, Change, MethodConfig, Update, register_method
 from graftlm.adapters.stored import Stored, checked, peft_task_type, register_peft_kind
 from graftlm.base.keys_values import key_value_units
@@ -137,15 +137,27 @@ def _restored(method: IA3 | None, stored: Stored, places: Places, device: torch.
         else:
             updates[path] = OutputScale(vector if units is None else vector[units.to(device)], units, len(vector))
         inputs += [path] if scales_input else []
-    if not updates:
-        raise UserError(f"the adapter {stored.folder} holds no tensors")
+    missing = [path for path in places.linears if path not in updates and _targeted(path, config.target_modules)]
+    if missing or not updates:
+        what = f"{PREFIX}{missing[0]}.ia3_l is missing" if missing else "holds no tensors"
+        raise UserError(
+            f"the adapter {stored.folder}: {what}",
+            hint="The file was cut short or written by something else; copy the adapter folder again.",
+        )
     ordered = {path: updates[path] for path in places.linears if path in updates}
     outputs = [path for path in ordered if path not in inputs]
     return Adapter(method or IA3(targets=outputs or list(ordered), feed_forward=inputs), ordered)
 
 
+def _targeted(path: str, names: Sequence[str] | str) -> bool:
+    """Whether peft's target_modules mean a layer: last parts of its path, or a regular expression."""
+    if isinstance(names, str):
+        return names != ALL_LINEAR and re.fullmatch(names, path) is not None
+    return any(path == name or path.endswith("." + name) for name in names)
+
+
 def _named(path: str, names: Sequence[str] | str | None) -> bool:
-    """Whether peft's list of ends of paths, or its regular expression, means a layer."""
+    """Whether peft's feedforward_modules mean a layer: any ends of its path, or a regular expression."""
     if isinstance(names, str):
         return re.fullmatch(names, path) is not None
     return any(path.endswith(name) for name in names or ())

@@ -11,17 +11,26 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from graftlm import AdaptedModel, Full, LoRA
+from graftlm import IA3, AdaptedModel, BitFit, Bottleneck, Full, LoRA
 from graftlm.adapters.full import Full as FullConfig
 from graftlm.adapters.merge import export_merged
+from graftlm.adapters.method import MethodConfig
 from graftlm.adapters.own_module import OwnModule
 from graftlm.adapters.stored import own_tensors
 from graftlm.base.fingerprint import exact_digest
 from graftlm.errors import UserError
+from graftlm.generation import Engine, Request, SamplingSettings
 from graftlm.objectives.log_probs import token_log_probs
+from graftlm.training import loop
 from graftlm.training.checkpoints import latest_checkpoint, save_checkpoint
+from graftlm.training.events import Stepped
+from graftlm.training.settings import AdapterTraining, RunSettings
+from graftlm.training.task import Task
 from tests.adapters.oracle import IDS, assert_as_plain, run
 from tests.families import ENCODER_DECODERS, ENCODERS, FAMILIES, make_base, overridden, randomise, relative
+from tests.training.test_reference import mean_loss
+from tests.training.work import make_rows, model_with
+from tests.training.work import run as run_tasks
 
 ALL = (*FAMILIES, *ENCODERS, *ENCODER_DECODERS)
 #: parts of the names of parameters of modules that are not called token by token: they stay frozen
@@ -44,7 +53,7 @@ def move(model: AdaptedModel, adapter: nn.Module, noise: float = 0.05) -> None:
 
 def twin(model: AdaptedModel, family: str) -> tuple[nn.Module, dict[str, tuple[nn.Parameter, nn.Parameter]]]:
     """A plain model with the adapter's weights, and what belongs together: (ours, theirs) by name."""
-    plain = make_base(family).eval()
+    plain = make_base(family, dtype=model.dtype).eval()
     pairs = {}
     for path, update in model.adapters["a"].linear.items():
         assert isinstance(update, OwnModule)
@@ -219,3 +228,58 @@ def test_a_checkpoint_holds_tied_weights_once(family: str, tmp_path: Path) -> No
     assert relative(run(model, family), expected) > 1e-3
     adapter.adopt(found.tensors)
     assert relative(run(model, family), expected) == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_a_step_of_the_loop_is_one_of_plain_fine_tuning(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and every gradient, the head's too, beside a LoRA in the same micro-batches."""
+    model = model_with({"a": Full(), "b": LoRA(rank=2)}, family)
+    plain, pairs = twin(model, family)
+    rows = make_rows(8, seed=1)
+    expected = mean_loss(lambda ids: plain(ids).logits, rows)
+    expected.backward()
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(parameters: list[nn.Parameter], norm: float, limit: float) -> None:
+        seen.update({id(p): p.grad.clone() for p in parameters if p.grad is not None})
+
+    monkeypatch.setattr(loop, "clip_gradients", keep)
+    tasks = [Task("a", rows, AdapterTraining(batch_rows=8, epochs=1)), Task("b", make_rows(5, seed=2))]
+    _, recorder = run_tasks(model, tasks, RunSettings(micro_batch_tokens=20))
+    (stepped,) = recorder.of(Stepped, "a")
+    assert stepped.loss == pytest.approx(float(expected.detach()), rel=1e-9)
+    for key, (mine, peers) in pairs.items():
+        assert peers.grad is not None
+        assert relative(seen[id(mine)], peers.grad) < 1e-9, key
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_generated_tokens_are_those_of_the_plain_model(family: str) -> None:
+    model = full(family)
+    plain, _ = twin(model, family)
+    prompts = [(3, 4, 5), (9, 8, 7, 6, 5)]
+    sampling = SamplingSettings(max_new_tokens=6, stop_ids=())
+    for stack, other in (("a", plain), (None, make_base(family).eval())):
+        found = Engine(model).run([Request(prompt, stack, sampling) for prompt in prompts])
+        for prompt, completion in zip(prompts, found, strict=True):
+            ids = torch.tensor([prompt])
+            for _ in range(6):
+                ids = torch.cat([ids, other(ids).logits[:, -1:].argmax(-1)], dim=1)
+            assert list(completion.token_ids) == ids[0, len(prompt) :].tolist()[: len(completion.token_ids)]
+            assert completion.token_ids
+
+
+@pytest.mark.parametrize("config", [Full(), BitFit(), IA3(), Bottleneck(), Bottleneck(placement="stream")])
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "bert", "bart"])
+def test_beside_a_base_in_half_precision(family: str, config: MethodConfig) -> None:
+    """Adapters are kept in float32, and what comes out is the base's kind of number."""
+    half, single = (AdaptedModel(make_base(family, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32))
+    for model in (half, single):
+        move(model, model.add("a", config))
+    output = run(half, family)
+    assert output.dtype == torch.bfloat16
+    assert relative(output.float(), run(single, family)) < 0.1
+    output.float().square().mean().backward()
+    for parameter in half.adapters["a"].parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is None or parameter.grad.isfinite().all()

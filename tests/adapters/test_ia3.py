@@ -268,3 +268,19 @@ def test_more_than_vectors_is_refused(tmp_path: Path) -> None:
     peft_model("llama", config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="modules_to_save"):
         AdaptedModel(make_base("llama")).load(tmp_path, "a")
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_missing_vector_is_named(ours: bool, tmp_path: Path) -> None:
+    if ours:
+        model = AdaptedModel(make_base("llama"), name="random")
+        model.add("a", IA3())
+        model.save("a", tmp_path / "a")
+    else:
+        peft_model("llama", peft_config(*_LLAMA)).save_pretrained(tmp_path / "a")
+    weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    key = next(key for key in weights if "1.mlp.down_proj" in key)
+    del weights[key]
+    save_file(weights, tmp_path / "a" / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"1.mlp.down_proj.ia3_l is missing"):
+        AdaptedModel(make_base("llama"), name="random").load(tmp_path / "a")
