@@ -204,6 +204,11 @@ class AdaLoRAAdapter(Adapter):
         return all(update.get_buffer("sensitivity_lora_A").numel() == 0 for update in self.triplets.values())
 
     @property
+    def settled(self) -> bool:
+        """Not while ranks fall: an adapter that stopped then would be over its budget."""
+        return self.final
+
+    @property
     def ranks(self) -> dict[str, int]:
         """The rank of each matrix now, by path."""
         return {path: update.lora_A.shape[0] for path, update in self.triplets.items()}

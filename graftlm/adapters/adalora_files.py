@@ -92,7 +92,7 @@ def restore_adalora(method: AdaLoRA | None, stored: Stored, places: Places, *, d
         if path not in parts:
             continue
         A, E, B = (parts[path][name] for name in PARTS)
-        flags = _flags(kept, path, config.init_rank)
+        flags = _flags(stored, kept, path, config.init_rank)
         if flags.sum() != len(A) == config.init_rank:  # peft leaves masked triplets in
             A, E, B = A[flags], E[flags], B[:, flags]
         _check(stored, places.linears[path], A, E, B, flags)
@@ -129,12 +129,15 @@ def _parts(stored: Stored) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
-def _flags(kept: dict[str, list[bool]], path: str, rank: int) -> torch.Tensor:
+def _flags(stored: Stored, kept: dict[str, list[bool]], path: str, rank: int) -> torch.Tensor:
     """Which of the initial triplets a matrix still has; peft's keys may have the model's prefix."""
-    for key in (path, PREFIX + path):
-        if key in kept:
-            return torch.tensor(kept[key], dtype=torch.bool)
-    return torch.ones(rank, dtype=torch.bool)
+    flags = torch.tensor(kept.get(path, kept.get(PREFIX + path, [True] * rank)), dtype=torch.bool)
+    if len(flags) != rank:
+        raise UserError(
+            f"{stored.folder / CONFIG}: rank_pattern has {len(flags)} flags for {path}, and init_r is {rank}",
+            hint="The file was written by something else; copy the adapter folder again.",
+        )
+    return flags
 
 
 def _check(

@@ -6,6 +6,9 @@ b columns of B), so that what matters most comes first. With ``freeze_lower`` on
 (section 4, the "frozen" variant). A step's rank is drawn from the adapter's seed and the step alone.
 
 The scale of rank b is alpha / b, as in the paper's equation 6: at each rank it is an ordinary LoRA of that rank.
+
+The rows and columns that a step did not draw have a gradient of zero in it, and are not left out of the optimizer:
+AdamW's momentum and weight decay go on moving them, as with one optimizer over whole matrices anywhere.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ class DyLoRA(MethodConfig):
     def view(self, adapter: Adapter, suffix: str) -> Adapter:
         """The adapter at one rank; "4!" is that of which only row and column 4 are trained."""
         number = suffix.removesuffix(TRAINED)
-        if not number.isdecimal() or not self.min_rank <= int(number) <= self.rank:
+        if not (number.isascii() and number.isdecimal()) or not self.min_rank <= int(number) <= self.rank:
             raise UserError(
                 f"'@{suffix}' is no rank of this dylora adapter; its ranks are {self.min_rank} to {self.rank}",
                 hint=f"For example NAME@{self.min_rank}; the name alone means rank {self.rank}.",
@@ -92,6 +95,14 @@ class DyLoRA(MethodConfig):
 
 class DyLoRAAdapter(Adapter):
     """Trained at another rank in each step."""
+
+    @property
+    def forms(self) -> list[str]:
+        """Ranks from the smallest to the largest: all of a short range, else both ends and powers of two."""
+        assert isinstance(self.config, DyLoRA)
+        low, high = self.config.min_rank, self.config.rank
+        inner = (rank for rank in range(low + 1, high) if high - low < 8 or rank & (rank - 1) == 0)
+        return [str(rank) for rank in dict.fromkeys((low, *inner, high))]
 
     def training_view(self, seed: int, step: int) -> str:
         """A rank drawn evenly from the range."""

@@ -51,7 +51,7 @@ def weights(model: AdaptedModel, name: str) -> Weights:
 def difference(one: Weights, other: Weights) -> float:
     """The largest difference of any two numbers; NaN where there is a NaN."""
     assert one.keys() == other.keys()
-    return float(torch.stack([(one[key] - other[key]).abs().max() for key in one]).max())
+    return float(torch.stack([(one[key] - other[key]).abs().max() for key in one if one[key].numel()]).max())
 
 
 def same_bits(one: Weights, other: Weights) -> bool:
