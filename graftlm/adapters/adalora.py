@@ -178,8 +178,22 @@ class Triplets(LowRank):
 
     @torch.no_grad()
     def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Become what another one's ``state_dict`` gave, whatever its rank."""
+        """Become what another one's ``state_dict`` gave, whatever its rank.
+
+        Raises:
+            ValueError: it is of another matrix, or began at another rank.
+        """
         device = self.lora_A.device
+        rank = int(tensors["kept"].sum())
+        wanted = {
+            "lora_A": (rank, self.lora_A.shape[1]),
+            "lora_E": (rank, 1),
+            "lora_B": (self.lora_B.shape[0], rank),
+            "kept": tuple(self.kept.shape),
+        }
+        for name, shape in wanted.items():
+            if tensors[name].shape != shape:
+                raise ValueError(f"{name} is {tuple(tensors[name].shape)}, and {shape} is needed")
         self._replace({name: tensors[name].to(device) for name in PARTS})
         for name in self.state_dict():
             if name not in PARTS:

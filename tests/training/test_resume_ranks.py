@@ -10,6 +10,7 @@ import torch
 
 from graftlm import AdaLoRA, AdaptedModel, DyLoRA
 from graftlm.adapters.method import MethodConfig
+from graftlm.errors import UserError
 from graftlm.training.loop import train
 from graftlm.training.settings import AdapterTraining, RunSettings
 from graftlm.training.task import Task
@@ -79,3 +80,14 @@ def test_stopped_after_every_round(uninterrupted: tuple[dict[str, bytes], dict[s
         lives += 1
     assert lives == STEPS
     assert (saved(ended[0], tmp_path), ended[1]) == uninterrupted
+
+
+@pytest.mark.parametrize("settings", [{"init_rank": 5}, {"targets": ["q_proj", "down_proj"]}])
+@pytest.mark.parametrize("rounds", [4, 10])
+def test_another_runs_checkpoint_is_refused(rounds: int, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Before and after the matrices shrank."""
+    config, one = CONFIGS["ada"].model_copy(update={"targets": ["q_proj", "up_proj"]}), tasks()[0]
+    train(model_with({"ada": config}), [one], checkpoints=tmp_path, should_stop=after_round(rounds))  # type: ignore[dict-item]
+    other = model_with({"ada": config.model_copy(update=settings)})  # type: ignore[dict-item]
+    with pytest.raises(UserError, match="another run"):
+        train(other, [one], checkpoints=tmp_path, resume=True)
