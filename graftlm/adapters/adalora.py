@@ -64,6 +64,11 @@ class AdaLoRA(MethodConfig):
             raise ValueError(f"target_rank {self.target_rank} is above init_rank {self.init_rank}")
         return self
 
+    def describe(self) -> str:
+        """One line for people."""
+        targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
+        return f"AdaLoRA rank {self.init_rank} falling to {self.target_rank} on average, {targets}"
+
     @property
     def scale(self) -> float:
         """The factor of the update; it stays when ranks fall."""

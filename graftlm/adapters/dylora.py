@@ -56,6 +56,13 @@ class DyLoRA(MethodConfig):
             raise ValueError(f"min_rank {self.min_rank} is above rank {self.rank}")
         return self
 
+    def describe(self) -> str:
+        """One line for people."""
+        targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
+        return f"DyLoRA ranks {self.min_rank} to {self.rank}, {targets}" + (
+            ", lower frozen" if self.freeze_lower else ""
+        )
+
     def build(self, places: Places, *, seed: int, dtype: torch.dtype, device: torch.device) -> Adapter:
         """A LoRA of the largest rank, whose parts serve the smaller ones."""
         whole = self.at_rank(self.rank).build(places, seed=seed, dtype=dtype, device=device)
