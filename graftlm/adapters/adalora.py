@@ -288,6 +288,8 @@ class AdaLoRAAdapter(Adapter):
     def kept_moments(self, name: str, moment: torch.Tensor) -> torch.Tensor:
         """The moments of the triplets that are left."""
         module, _, part = name.rpartition(".")
+        if part not in PARTS:  # of a head
+            return moment
         kept = cast(Triplets, self.get_submodule(module)).kept
         return (moment[:, kept] if part == "lora_B" else moment[kept]).contiguous()
 
@@ -296,3 +298,5 @@ class AdaLoRAAdapter(Adapter):
         for path, update in self.triplets.items():
             prefix = path.replace(".", "/") + "."
             update.adopt({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
+        if self.head is not None:
+            self.head.load_state_dict({key: tensors[f"head.{key}"] for key in self.head.state_dict()})

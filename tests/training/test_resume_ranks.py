@@ -14,7 +14,9 @@ from graftlm.errors import UserError
 from graftlm.training.loop import train
 from graftlm.training.settings import AdapterTraining, RunSettings
 from graftlm.training.task import Task
-from tests.training.work import after_round, make_rows, model_with
+from graftlm.data.batches import EncodedRow
+from tests.families import randomise
+from tests.training.work import after_round, difference, make_rows, model_with, same_bits, weights
 
 STEPS, SHRINKS_AT = 12, 8
 CONFIGS: dict[str, MethodConfig] = {
@@ -91,3 +93,31 @@ def test_another_runs_checkpoint_is_refused(rounds: int, settings: dict[str, Any
     other = model_with({"ada": config.model_copy(update=settings)})  # type: ignore[dict-item]
     with pytest.raises(UserError, match="another run"):
         train(other, [one], checkpoints=tmp_path, resume=True)
+
+
+def classified(name: str) -> Task:
+    """Rows of which a head is to tell the class, from three."""
+    rows = tuple(
+        EncodedRow(row.ids, [False] * len(row.ids), row.source, row.row, [*([-1] * (len(row.ids) - 1)), row.ids[0] % 3])
+        for row in make_rows(11, seed=4)
+    )
+    return Task(name, rows, tasks()[0].settings, held_out=rows[:3])
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("number", [5, 8, 10])
+def test_with_a_head_of_its_own(number: int, name: str, tmp_path: Path) -> None:
+    def headed() -> AdaptedModel:
+        model = model_with({}, dtype=torch.float32)
+        randomise(model.add(name, CONFIGS[name], classes=3), seed=1)
+        return model
+
+    whole, first, second = headed(), headed(), headed()
+    start = weights(whole, name)
+    train(whole, [classified(name)], SETTINGS)
+    assert difference({"x": start["head.weight"]}, {"x": weights(whole, name)["head.weight"]}) > 1e-3
+    assert train(
+        first, [classified(name)], SETTINGS, checkpoints=tmp_path, should_stop=after_round(number)
+    ).interrupted
+    train(second, [classified(name)], SETTINGS, checkpoints=tmp_path, resume=True)
+    assert same_bits(weights(whole, name), weights(second, name))
