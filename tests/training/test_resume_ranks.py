@@ -10,11 +10,11 @@ import torch
 
 from graftlm import AdaLoRA, AdaptedModel, DyLoRA
 from graftlm.adapters.method import MethodConfig
+from graftlm.data.batches import EncodedRow
 from graftlm.errors import UserError
 from graftlm.training.loop import train
 from graftlm.training.settings import AdapterTraining, RunSettings
 from graftlm.training.task import Task
-from graftlm.data.batches import EncodedRow
 from tests.families import randomise
 from tests.training.work import after_round, difference, make_rows, model_with, same_bits, weights
 
@@ -116,8 +116,6 @@ def test_with_a_head_of_its_own(number: int, name: str, tmp_path: Path) -> None:
     start = weights(whole, name)
     train(whole, [classified(name)], SETTINGS)
     assert difference({"x": start["head.weight"]}, {"x": weights(whole, name)["head.weight"]}) > 1e-3
-    assert train(
-        first, [classified(name)], SETTINGS, checkpoints=tmp_path, should_stop=after_round(number)
-    ).interrupted
+    assert train(first, [classified(name)], SETTINGS, checkpoints=tmp_path, should_stop=after_round(number)).interrupted
     train(second, [classified(name)], SETTINGS, checkpoints=tmp_path, resume=True)
     assert same_bits(weights(whole, name), weights(second, name))
