@@ -60,7 +60,7 @@ def test_run_json_and_report(ranked: Path):
 
 def test_list_and_show(cli: Cli, ranked: Path):
     listed = cli("adapters", "list", ranked).out
-    assert "dylora rank 4" in listed
+    assert "DyLoRA ranks 1 to 4, all-linear" in listed
     assert "2.0 on average" in listed
     shown = cli("adapters", "show", ranked / "adapters" / "ada").out
     ranks = json.loads((ranked / "run.json").read_text())["adapters"]["ada"]["ranks"]
