@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ from graftlm.training.forward import (
     plan_micro_batches,
     score_rows,
 )
+from graftlm.training.settings import AdapterTraining, RunSettings
+from graftlm.training.task import Task
 from tests.families import ENCODER_DECODERS, VOCABULARY, gradients, make_base, randomise, relative
+from tests.training.work import difference, run, weights
 
 CLASSES = {"classifier": 3, "tagger": 5}
 IGNORED = -100
@@ -216,3 +220,39 @@ def test_a_head_is_saved_beside_its_adapter(family: str, tmp_path: Path) -> None
     (folder / "head.safetensors").write_bytes(b"cut short")
     with pytest.raises(UserError, match=r"head.safetensors is cut short"):
         model.load(folder, "third")
+
+
+@pytest.mark.parametrize("family", ["bert", "t5", "bart"])
+def test_dropout_of_a_row_does_not_depend_on_the_batch(family: str) -> None:
+    model = AdaptedModel(make_base(family))
+    randomise(model.add("a", LoRA(rank=2, dropout=0.4)))
+    draw = random.Random(8)
+    make = two_sequences if family in ENCODER_DECODERS else masked_row
+    rows = [RoutedRow(make(draw, number), ("a",), (("a", 17 + number),)) for number in range(5)]
+    together = log_probs(model, rows, [3, 0, 4, 1, 2])
+    for one, index in zip(together, [3, 0, 4, 1, 2], strict=True):
+        (alone,) = log_probs(model, rows, [index])
+        assert relative(one, alone) < 1e-5
+        (still,) = log_probs(model, [replace(rows[index], seeds=())], [0])
+        assert relative(one, still) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["bert", "bare_bert", "llama"])
+def test_training_beside_others_equals_training_alone(family: str) -> None:
+    """20 steps in float64: heads of other widths, and answers, in the same micro-batches."""
+    names = [name for name in ("tokens", *CLASSES) if not (name == "tokens" and family == "bare_bert")]
+    draw = random.Random(9)
+    plain = token_row if family == "llama" else masked_row
+    rows = {
+        name: tuple(class_row(draw, name, n) if name in CLASSES else plain(draw, n) for n in range(8)) for name in names
+    }
+    settings = AdapterTraining(learning_rate=0.01, batch_rows=2, epochs=5)
+    tasks = {name: Task(name, rows[name], settings, held_out=rows[name][:2]) for name in names}
+    together = model_with_heads(family, torch.float64)
+    run(together, list(tasks.values()), RunSettings(micro_batch_tokens=64))
+    for name in names:
+        alone = model_with_heads(family, torch.float64)
+        before = weights(alone, name)
+        run(alone, [tasks[name]], RunSettings(micro_batch_tokens=100))
+        assert difference(weights(alone, name), weights(together, name)) < 1e-7
+        assert difference(weights(alone, name), before) > 1e-3
