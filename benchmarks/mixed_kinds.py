@@ -128,9 +128,7 @@ def run_peft(steps: int) -> dict[str, Any]:
     seconds: list[float] = []
     for _ in range(steps):
         begin = time.perf_counter()
-        for model, parameters, optimizer, (ids, mask, labels) in zip(
-            models, trained, optimizers, batches, strict=True
-        ):
+        for model, parameters, optimizer, (ids, mask, labels) in zip(models, trained, optimizers, batches, strict=True):
             model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -171,7 +169,9 @@ def report(figures: dict[str, dict[str, Any]], repeats: int) -> bool:
         ("mixed (peft's kinds) against peft in turn", own["seconds"], peft["seconds"], PEFT_BAR),
         ("memory of bases, GB", own["base_bytes"] / 1e9, peft["base_bytes"] / 1e9, MEMORY_BAR),
     ]
-    table = Table(f"{ADAPTERS} adapters of 4 kinds (median of {repeats})", ["", "graftlm", "beside", "ratio", "bar", ""])
+    table = Table(
+        f"{ADAPTERS} adapters of 4 kinds (median of {repeats})", ["", "graftlm", "beside", "ratio", "bar", ""]
+    )
     for name, ours, theirs, bar in checks:
         ratio = ours / theirs
         table.add(name, f"{ours:.2f}", f"{theirs:.2f}", f"{ratio:.2f}", f"≤ {bar:.3g}", _word(ratio <= bar * 1.001))

@@ -34,7 +34,6 @@ NOISE, SPAN = 0.15, 3  # share of the tokens that gaps take, and how long a gap 
 HELD_OUT = 200  # texts
 PEAK_RATE, FINAL_SHARE, WARMUP = 3e-3, 0.03, 0.03
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.98), 0.01, 1.0
-EMBEDDING_DEVIATION = 0.1  # T5 starts its embedding at 1, for an optimizer that scales its steps by the weights
 REPORT_EVERY = 15.0  # seconds
 TICKS = 10_000  # the schedule counts time in so many parts
 
@@ -116,10 +115,7 @@ def build(vocabulary: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> T5F
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id,
     )
-    model = T5ForConditionalGeneration(config)
-    with torch.no_grad():
-        model.shared.weight.mul_(EMBEDDING_DEVIATION)
-    return model
+    return T5ForConditionalGeneration(config)
 
 
 def losses(model: T5ForConditionalGeneration, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -143,7 +143,7 @@ def resolve_base(name: str) -> str:
     """
     if name in EMBEDDED:
         return str(files("graftlm.base") / name)
-    if name in PACKAGED and not Path(name).is_dir():
+    if name in PACKAGED:
         return _packaged(name)
     path = Path(name).expanduser()
     if path.is_dir():

@@ -40,7 +40,7 @@ def base_folder(name: str, folder: Path) -> str:
     place = folder / Path(name).expanduser()
     if name in EMBEDDED:
         return name
-    if name in PACKAGED and not place.exists():
+    if name in PACKAGED:
         resolve_base(name)
         return name
     if place.exists() or Path(name).exists():  # what stands in the working folder alone is not meant
