@@ -44,6 +44,11 @@ class MethodConfig(BaseModel):
             UserError: the base lacks the method's place, or a setting does not fit the base.
         """
 
+    @property
+    def own_template(self) -> str | None:
+        """A template of this adapter's own, in the place of the run's chat template."""
+        return None
+
     def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> MethodConfig:
         """The settings with what a tokenizer tells filled in (a start from text, say)."""
         return self

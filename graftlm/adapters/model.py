@@ -337,15 +337,27 @@ class AdaptedModel:
         """The adapter whose own head reads the final hidden states of a stack: the topmost that has one, or none."""
         return next((name for name in reversed(stack) if self.adapter(name).head is not None), None)
 
-    def with_virtual_tokens(self, ids: Sequence[int], adapters: RowAdapters) -> tuple[int, ...]:
+    def is_virtual(self, token: int) -> bool:
+        """Whether an id is that of a virtual token, and not in the vocabulary."""
+        return self.places.embedding is not None and token >= self.places.embedding.vocabulary
+
+    def count_words(self, ids: Sequence[int]) -> int:
+        """How many ids are no virtual tokens."""
+        return sum(not self.is_virtual(token) for token in ids)
+
+    def with_virtual_tokens(
+        self, ids: Sequence[int], adapters: RowAdapters, *, drop_others: bool = False
+    ) -> tuple[int, ...]:
         """A row's ids with the virtual tokens of its adapters in front, unless it holds some already.
+
+        ``drop_others``: take out those that its adapters do not have; the row was made for other ones.
 
         Raises:
             UserError: an id is neither in the vocabulary nor one of their virtual tokens.
         """
         count = self.virtual_length(as_stack(adapters))
         first = self.vocabulary if self.places.embedding is None else self.places.embedding.vocabulary
-        if ids and max(ids) >= first + count:
+        if not drop_others and ids and max(ids) >= first + count:
             raise unknown_id(max(ids), first, count)
         return tuple(placed(ids, count, first))
 

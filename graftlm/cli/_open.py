@@ -161,7 +161,7 @@ def find_adapters(folders: Sequence[Path]) -> list[Path]:
             )
             if not below and (folder / "recipe.yaml").exists():
                 raise UserError(f"the run in {folder} has saved no adapters yet", hint="They are saved at its end.")
-        if below in ([], [folder]):
+        if not below or (below == [folder] and not is_adapter_folder(folder)):
             read_json(folder, CONFIG)  # says what is missing, and what is nearby
         for path in below:
             found.setdefault(path.resolve(), path)
@@ -214,14 +214,14 @@ class _Opener:
 
     def _template(self, folder: Path, name: str) -> ChatTemplate:
         """The template in the adapter's notes; its hash says whether it is the one of training."""
-        from graftlm.data.templates import ChatTemplate
+        from graftlm.data.prompt_template import template_from_dict
 
         notes = self.model.notes.get(name, {})
         if not notes.get("template"):
             default = self._default()
             self.notes.append(f"{folder} stores no chat template; '{default.name}' is used (--chat-template)")
             return default
-        template = ChatTemplate.from_dict(notes["template"])
+        template = template_from_dict(notes["template"])
         stored = notes.get("template_hash")
         if stored is not None and stored != template.hash:
             raise UserError(

@@ -231,12 +231,14 @@ class Chat:
         context = self.opened.model.room(speaker.stack)
         room = context - min(self.sampling.max_new_tokens, context // 4)
         start = [Message("system", self.system)] if self.system else []
-        turns = [*self.histories.get(speaker.label, []), said]
+        # A template that holds one question has no place for those before it.
+        history = self.histories.get(speaker.label, []) if speaker.template.turns is None else []
+        turns = [*history, said]
         left_out = 0
         while True:
             messages = [*start, *turns[left_out:]]
             request = speaker.request(messages, self.opened.tokenizer, sampling, f"{self.said}.{number}")
-            if len(request.prompt_ids) <= room or left_out + 2 >= len(turns):
+            if self.opened.model.count_words(request.prompt_ids) <= room or left_out + 2 >= len(turns):
                 return Answer(speaker, request, left_out)
             left_out += 2
 

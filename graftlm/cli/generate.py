@@ -134,7 +134,7 @@ def _plan(
                 except UserError as error:
                     problem = error.message
                 else:
-                    length, room = len(request.prompt_ids), opened.model.room(speaker.stack)
+                    length, room = opened.model.count_words(request.prompt_ids), opened.model.room(speaker.stack)
                     if length < room:
                         requests[key] = request
                         continue

@@ -15,7 +15,7 @@ from graftlm.data.jinja import CannotRender
 from graftlm.data.pieces import Piece
 from graftlm.data.templates import ChatTemplate, learnt_messages
 from graftlm.errors import UserError
-from graftlm.template_text import parse_template
+from graftlm.template_text import count_virtual, parse_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +37,11 @@ class PromptTemplate(ChatTemplate):
     text: str = ""
     first_id: int = 0
     beneath: int = 0
+
+    @property
+    def virtual(self) -> int:
+        """How many virtual tokens a row holds."""
+        return self.beneath + count_virtual(parse_template(self.text))
 
     @property
     def turns(self) -> int | None:
@@ -122,26 +127,35 @@ def _question(messages: Sequence[Message]) -> str:
     return "\n\n".join(message.content for message in before)
 
 
-def prompt_template(text: str, tokenizer: PreTrainedTokenizerBase, first_id: int, beneath: int = 0) -> PromptTemplate:
+def prompt_template(
+    text: str, tokenizer: PreTrainedTokenizerBase, first_id: int, beneath: int = 0, *, framed: bool = True
+) -> PromptTemplate:
     """A template's text, bound to the special tokens of ``tokenizer``. ``first_id`` is the size of the vocabulary.
+
+    ``framed``: rows begin and end as a decoder's do; for other bases their rendering puts begin and end.
 
     Raises:
         UserError: the text is no such template, or the tokenizer has no end-of-sequence token.
     """
     parse_template(text)
-    names = ("bos_token", "eos_token")
+    names = ("bos_token", "eos_token") if framed else ()
     special = {name: str(token) for name in names if (token := getattr(tokenizer, name, None))}
-    if "eos_token" not in special:
+    if framed and "eos_token" not in special:
         raise UserError(f"template '{text}': the tokenizer has no end-of-sequence token, so answers could not end")
     return PromptTemplate(
         name=text,
         start=special.get("bos_token", ""),
-        end=special["eos_token"],
+        end=special.get("eos_token", ""),
         special=tuple(sorted(special.items())),
         text=text,
         first_id=first_id,
         beneath=beneath,
     )
+
+
+def is_prompt_template(values: Mapping[str, Any] | None) -> bool:
+    """Whether what an adapter's notes hold is a template with virtual tokens."""
+    return values is not None and values.get("kind") == KIND
 
 
 def template_from_dict(values: Mapping[str, Any]) -> ChatTemplate:
@@ -150,7 +164,7 @@ def template_from_dict(values: Mapping[str, Any]) -> ChatTemplate:
     Raises:
         UserError: a key is unknown, or the version.
     """
-    if values.get("kind") != KIND:
+    if not is_prompt_template(values):
         return ChatTemplate.from_dict(values)
     rest = {key: value for key, value in values.items() if key != "kind"}
     return PromptTemplate.from_dict(rest)

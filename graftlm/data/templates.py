@@ -70,6 +70,11 @@ class ChatTemplate:
         return cls(special=tuple(sorted(values.get("special", {}).items())), **rest)
 
     @property
+    def turns(self) -> int | None:
+        """How many questions a conversation may have; None for any number."""
+        return None
+
+    @property
     def hash(self) -> str:
         """sha256 (hex) of the canonical JSON of the template."""
         text = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))

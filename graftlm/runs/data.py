@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,18 +62,23 @@ def render_data(
     model: AdaptedModel,
     tokenizer: PreTrainedTokenizerBase,
     template: ChatTemplate,
+    templates: Mapping[str, ChatTemplate],
     say: Callable[[str], None],
 ) -> RunData:
-    """Render, cut and split what adapters learn from; ``say`` gets the account of each rendering."""
-    made: dict[tuple[str, str], SplitData] = {}
+    """Render, cut and split what adapters learn from, each in its own of ``templates``, or else in the run's.
+
+    ``say`` gets the account of each rendering.
+    """
+    made: dict[tuple[str, str, str], SplitData] = {}
     result = RunData({}, {}, {})
 
     def split(key: str, head: HeadSettings | None, owner: str) -> SplitData:
-        place = (key, "" if head is None else head.model_dump_json())
+        chosen = templates.get(owner, template)
+        place = (key, "" if head is None else head.model_dump_json(), chosen.hash)
         if place not in made:
-            title = key if head is None else f"{key} for {owner}"
+            title = key if head is None and chosen.hash == template.hash else f"{key} for {owner}"
             made[place] = result.splits[title] = _prepare(
-                key, recipe.data[key], found[key], model, tokenizer, template, head
+                key, recipe.data[key], found[key], model, tokenizer, chosen, head
             )
             _tell(title, made[place], say)
         return made[place]
@@ -84,7 +89,7 @@ def render_data(
         if head is not None:
             result.heads[name] = head
         result.parts[name] = {key: split(key, head, name) for key in adapter.data}
-    used = {key for key, _ in made}
+    used = {key for key, _, _ in made}
     for key in recipe.data:
         if key not in used and model.kind != "encoder":  # no adapter learns from it: its account is told all the same
             split(key, None, "")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from graftlm.adapters.model import AdaptedModel
+from graftlm.adapters.routing import Stack
 from graftlm.base.files import write_json, write_text
 from graftlm.base.memory import peak_memory, reset_peak_memory
 from graftlm.data.instances import Instance
@@ -207,15 +209,15 @@ def _answers(run: PreparedRun, tasks: Sequence[Task]) -> dict[str, list[Example]
     if not tasks:
         return {}
     chosen = {task.adapter: _spread(run.held_out[task.adapter]) for task in tasks}
-    stop_ids = run.template.stop_ids(run.tokenizer)
-    sampling = SamplingSettings(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop_ids=stop_ids)
     requests = []
     for task in tasks:
+        template = run.templates[task.adapter]
+        stop_ids = template.stop_ids(run.tokenizer)
+        sampling = SamplingSettings(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop_ids=stop_ids)
         for instance in chosen[task.adapter]:
-            prompt = run.template.render_prompt(instance.messages[:-1], run.tokenizer)
-            room = run.model.room(task.stack) - ANSWER_TOKENS
+            prompt = template.render_prompt(instance.messages[:-1], run.tokenizer)
             for stack in (task.under, task.stack):
-                requests.append(Request(tuple(prompt[-room:]), stack or None, sampling))
+                requests.append(Request(_with_room(run.model, prompt, stack), stack or None, sampling))
     answers = iter(Engine(run.model).run(requests))
     return {
         task.adapter: [
@@ -228,6 +230,14 @@ def _answers(run: PreparedRun, tasks: Sequence[Task]) -> dict[str, list[Example]
         ]
         for task in tasks
     }
+
+
+def _with_room(model: AdaptedModel, prompt: Sequence[int], stack: Stack) -> tuple[int, ...]:
+    """The prompt under a stack, its beginning cut where there is no room for an answer; virtual tokens stay."""
+    whole = model.with_virtual_tokens(prompt, stack, drop_others=True)
+    words = [place for place, token in enumerate(whole) if not model.is_virtual(token)]
+    cut = set(words[: max(0, len(words) - (model.room(stack) - ANSWER_TOKENS))])
+    return tuple(token for place, token in enumerate(whole) if place not in cut)
 
 
 def _spread(instances: Sequence[Instance]) -> list[Instance]:

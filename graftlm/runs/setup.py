@@ -9,22 +9,25 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.adapters.files import read_notes
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import mix_seed
 from graftlm.data.heads import HeadSettings
 from graftlm.data.instances import Instance
+from graftlm.data.prompt_template import PromptTemplate, is_prompt_template, prompt_template, template_from_dict
 from graftlm.data.templates import BARE, ChatTemplate, resolve_chat_template
 from graftlm.errors import UserError
 from graftlm.recipe import AdapterRecipe, Recipe
 from graftlm.runs.data import SplitData, part_of, read_data, render_data
+from graftlm.training.forward import RoutedRow
 from graftlm.training.task import Task
+from graftlm.training.virtual_rows import with_virtual_tokens
 
 
 @dataclass(frozen=True)
 class PreparedRun:
     """All that training needs. ``held_out`` are each adapter's held-out instances, in the order of its task's rows;
-    ``data`` the splits by title, ``parts`` by adapter and data set; ``heads`` what adapters predict instead of text.
+    ``data`` the splits by title, ``parts`` by adapter and data set; ``heads`` what adapters predict instead of text;
+    ``templates`` the template of each adapter's rows: the run's, unless it has one of its own.
     """
 
     recipe: Recipe
@@ -36,6 +39,7 @@ class PreparedRun:
     held_out: dict[str, tuple[Instance, ...]]
     parts: dict[str, dict[str, SplitData]]
     heads: dict[str, HeadSettings]
+    templates: dict[str, ChatTemplate]
 
 
 def set_up(recipe: Recipe, say: Callable[[str], None] = lambda _line: None) -> PreparedRun:
@@ -56,16 +60,27 @@ def set_up(recipe: Recipe, say: Callable[[str], None] = lambda _line: None) -> P
     )
     template = _template(recipe, model, tokenizer)
     say(f"chat template {template.name}" if model.kind == "decoder" else f"texts of an {model.kind}")
-    data = render_data(recipe, found, model, tokenizer, template, say)
+    under: dict[str, tuple[str, ...]] = {}
+    templates: dict[str, ChatTemplate] = {}
+    for name, adapter in recipe.adapters.items():
+        with part_of("adapter", name):
+            under[name] = tuple(_load_under(Path(folder), model) for folder in adapter.under)
+            templates[name] = _template_of(adapter, under[name], model, tokenizer, template)
+        if templates[name] is not template:
+            say(f"adapter {name}: template {templates[name].name}")
+    data = render_data(recipe, found, model, tokenizer, template, templates, say)
     tasks, held_out = [], {}
     for name, adapter in recipe.adapters.items():
         parts = list(data.parts[name].values())
         with part_of("adapter", name):
-            tasks.append(_task(name, adapter, model, template, parts, data.heads.get(name)))
+            tasks.append(_task(name, adapter, model, under[name], parts, data.heads.get(name)))
+            _check_virtual(model, tasks[-1], templates[name])
         held_out[name] = tuple(each for part in parts if part.held_out for each in part.held_out.instances)
         update = model.adapter(name)
         say(f"adapter {name}: {update.trained_parameters:,} parameters, {len(tasks[-1].steps)} steps")
-    return PreparedRun(recipe, model, tokenizer, template, data.splits, tuple(tasks), held_out, data.parts, data.heads)
+    return PreparedRun(
+        recipe, model, tokenizer, template, data.splits, tuple(tasks), held_out, data.parts, data.heads, templates
+    )
 
 
 def _template(recipe: Recipe, model: AdaptedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
@@ -80,15 +95,57 @@ def _template(recipe: Recipe, model: AdaptedModel, tokenizer: PreTrainedTokenize
     return BARE
 
 
+def _template_of(
+    adapter: AdapterRecipe,
+    under: Sequence[str],
+    model: AdaptedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
+) -> ChatTemplate:
+    """The template of an adapter's rows: its own, or that of one beneath it, or the run's.
+
+    Raises:
+        UserError: an adapter beneath was trained with another one.
+    """
+    text, place = adapter.method.own_template, model.places.embedding
+    stored = [(name, model.notes.get(name, {})) for name in under]
+    inherited = [notes["template"] for _, notes in stored if is_prompt_template(notes.get("template"))]
+    if text is not None and place is not None:
+        beneath = model.virtual_length(tuple(under))
+        chosen: ChatTemplate = prompt_template(
+            text, tokenizer, place.vocabulary, beneath, framed=model.kind == "decoder"
+        )
+    else:
+        chosen = template_from_dict(inherited[0]) if inherited else template
+    for folder, (_, notes) in zip(adapter.under, stored, strict=True):
+        theirs = notes.get("template_hash")
+        if theirs is not None and theirs != chosen.hash:
+            raise UserError(
+                f"under: {folder} was trained with another chat template ({theirs[:12]}) than this run's "
+                f"'{chosen.name}' ({chosen.hash[:12]})",
+                hint="Set chat_template to the one that it was trained with.",
+            )
+    return chosen
+
+
+def _check_virtual(model: AdaptedModel, task: Task, template: ChatTemplate) -> None:
+    """See that a template with virtual tokens has those of all adapters of the stack."""
+    if isinstance(template, PromptTemplate) and template.virtual != model.virtual_length(task.stack):
+        raise UserError(
+            f"template '{template.name}' has the places of {template.virtual} virtual tokens, and the adapters "
+            f"have {model.virtual_length(task.stack)} together",
+            hint="Stack it on adapters without virtual tokens behind a template of their own.",
+        )
+
+
 def _task(
     name: str,
     adapter: AdapterRecipe,
     model: AdaptedModel,
-    template: ChatTemplate,
+    under: tuple[str, ...],
     parts: Sequence[SplitData],
     head: HeadSettings | None,
 ) -> Task:
-    under = tuple(_load_under(Path(folder), model, template) for folder in adapter.under)
     classes = len(head.labels) if head is not None and head.type != "verbalizer" else None
     model.add(name, adapter.method, seed=mix_seed(adapter.training.seed, "start"), classes=classes)
     rows = tuple(row for part in parts for row in part.train.rows)
@@ -103,8 +160,9 @@ def _check_lengths(model: AdaptedModel, task: Task) -> None:
     virtual, prefix = model.virtual_length(task.stack), model.prefix_length(task.stack)
     if not virtual and not prefix:
         return
-    rows = (*task.rows, *task.held_out)
-    longest = max(max(len(row.source_ids), len(row.ids)) if row.source_ids else len(row.ids) for row in rows)
+    rows = [RoutedRow(row, task.stack) for row in (*task.rows, *task.held_out)]
+    whole = [each.row for each in with_virtual_tokens(model, rows)]
+    longest = max(max(len(row.source_ids or ()), len(row.ids)) for row in whole) - virtual
     room = model.context_length - virtual - prefix
     if longest > room:
         raise UserError(
@@ -114,15 +172,8 @@ def _check_lengths(model: AdaptedModel, task: Task) -> None:
         )
 
 
-def _load_under(folder: Path, model: AdaptedModel, template: ChatTemplate) -> str:
-    """Load a trained adapter to stack on, once; its chat template must be the run's."""
-    stored = read_notes(folder).get("template_hash")
-    if stored is not None and stored != template.hash:
-        raise UserError(
-            f"under: {folder} was trained with another chat template ({stored[:12]}) than this run's "
-            f"'{template.name}' ({template.hash[:12]})",
-            hint="Set chat_template to the one that it was trained with.",
-        )
+def _load_under(folder: Path, model: AdaptedModel) -> str:
+    """Load a trained adapter to stack on, once."""
     name = f"under {folder.resolve().name} {mix_seed(str(folder.resolve())) % 10**6}"
     if name not in model.adapters:
         model.load(folder, name=name)
@@ -135,8 +186,8 @@ def adapter_notes(run: PreparedRun, name: str, metrics: dict[str, Any]) -> dict[
     """What graftlm.json says beside method and base. The same run gives the same notes: no clock times."""
     adapter = run.recipe.adapters[name]
     return {
-        "template": run.template.to_dict(),
-        "template_hash": run.template.hash,
+        "template": run.templates[name].to_dict(),
+        "template_hash": run.templates[name].hash,
         "recipe": {"base": run.recipe.base, "adapter": adapter.to_dict()},
         "under": list(adapter.under),
         **({"head": run.heads[name].model_dump(mode="json")} if name in run.heads else {}),
