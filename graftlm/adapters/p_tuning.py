@@ -154,9 +154,10 @@ class LSTMEncoder(nn.Module):
 
 
 class EncodedVectors(VirtualTokens):
-    """Vectors that an encoder makes of trained ones: start (length, width) → (length, width).
+    """Vectors that an encoder makes of trained ones, start (length, width) → (length, width), in every call.
 
-    While no gradients are needed, they are made once and kept until a parameter changes.
+    A row's first call alone has virtual tokens in it, so there is nothing to gain from keeping them; and what was
+    kept would have to notice every step: the fused optimizer changes parameters without counting their versions.
     """
 
     def __init__(self, start: torch.Tensor, encoder: nn.Module) -> None:
@@ -164,19 +165,8 @@ class EncodedVectors(VirtualTokens):
         self.length = len(start)
         self.start = nn.Parameter(start)
         self.encoder = encoder
-        self._kept: tuple[tuple[tuple[int, int], ...], torch.Tensor] | None = None
 
     def forward(self) -> torch.Tensor:
         """The vectors, (length, width)."""
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
-            return self._make()
-        with torch.inference_mode(False), torch.no_grad():  # what is kept may be used where gradients flow
-            key = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
-            kept = self._kept
-            if kept is None or kept[0] != key:
-                kept = self._kept = (key, self._make())
-            return kept[1]
-
-    def _make(self) -> torch.Tensor:
         vectors: torch.Tensor = self.encoder(self.start)
         return vectors
