@@ -331,9 +331,7 @@ def _flow(calls: list[Call], linears: tuple[str, ...]) -> _Flow:
     behind = [call for call in calls[end + 1 :] if _is_norm(call, last.y)]
     if behind and _same(behind[0].x, last.y):  # a norm of the output alone, before it is added (Gemma)
         last, behind = behind[0], behind[1:]
-    h, x = last.y.flatten(), first.x.flatten()
-    added = behind[0].x.flatten() - h if behind and behind[0].x.numel() == h.numel() else None
-    if added is not None and added.shape == x.shape and _close(added, x):
+    if behind and behind[0].x.numel() == last.y.numel() == first.x.numel() and _is_sum(behind[0].x, last.y, first.x):
         return _Flow(last.path, None, behind[0].path)
     return _Flow(last.path, before.path if before else None, None)
 
@@ -350,6 +348,8 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
 
 
-def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    room = 64 * torch.finfo(one.dtype).eps * float(one.abs().max() + other.abs().max())
-    return bool(((one - other).abs() <= room).all())
+def _is_sum(total: torch.Tensor, h: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether total = h + x, number by number, up to the rounding of the model's own precision."""
+    room = 4 * torch.finfo(total.dtype).eps
+    total, h, x = (each.flatten().cpu().double() for each in (total, h, x))
+    return bool(((total - h - x).abs() <= room * (h.abs() + x.abs())).all())

@@ -13,6 +13,8 @@ from torch import nn
 from graftlm import AdaptedModel, Bottleneck, LoRA
 from graftlm.adapters.bottleneck import BottleneckNet
 from graftlm.adapters.method import Adapter, SublayerChange
+from graftlm.base.keys_values import key_value_units
+from graftlm.base.places import find_places
 from graftlm.errors import UserError
 from tests.adapters.oracle import batch, run
 from tests.adapters.test_bottleneck_fixtures import ABOUT, base_model, below, expected, recorded
@@ -170,6 +172,17 @@ def test_places_in_t5() -> None:
         assert sublayer.norm_before == f"{block}.layer.{layer}.layer_norm"
         assert sublayer.norm_after is None
         assert sublayer.source == (not decoder)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("family", ALL)
+def test_places_are_the_same_in_every_precision(family: str, dtype: torch.dtype) -> None:
+    expected = find_places(make_base(family).eval())
+    found = find_places(make_base(family, dtype=dtype).eval())
+    assert found.sublayers == expected.sublayers
+    units = key_value_units(expected)
+    others = key_value_units(found)
+    assert {key: value.tolist() for key, value in others.items()} == {key: units[key].tolist() for key in units}
 
 
 class Spy(SublayerChange):
