@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from graftlm.base.memory import tune_allocator
 from graftlm.base.places import find_places
 from graftlm.errors import UserError, unknown_name
 
+CACHE = "past_key_values"
 Adapters = RowAdapters | list[RowAdapters] | Routing
 
 
@@ -60,6 +62,8 @@ class AdaptedModel:
         self._views: dict[str, Adapter] = {}
         self._sites = Sites(self.places)
         self._checkpointing = False
+        # transformers renamed it; both names serve here.
+        self._cache_argument = "cache" if "cache" in inspect.signature(base.forward).parameters else CACHE
         #: What travels with an adapter in its files (template, counts, recipe …), by adapter.
         self.notes: dict[str, dict[str, Any]] = {}
 
@@ -320,6 +324,8 @@ class AdaptedModel:
         check_length(inputs, virtual, prefixes, routing, self.context_length)
         kwargs = inputs.kwargs | self._positions(inputs, prefixes, self.context_length)
         self._spare_the_cache(kwargs)
+        if self._cache_argument != CACHE and CACHE in kwargs:
+            kwargs[self._cache_argument] = kwargs.pop(CACHE)
         call = Call(routing, key_values)
         if prefixes is not None:
             encoders = None if inputs.target is None else inputs.positions()
