@@ -197,6 +197,8 @@ def _step(model: AdaptedModel, run: Progress, loss: float, rows: list[RoutedRow]
         group["lr"] = rate * group["scale"]
     clip_gradients(run.parameters, norm, task.settings.max_grad_norm)
     run.optimizer.step()
+    # The fused optimizer does not say that it changed them; what is kept of their values (P-tuning) goes by that.
+    torch.autograd.graph.increment_version(run.parameters)
     broken = non_finite_parameter(run.adapter)
     if broken is None and run.adapter.stepped(run.step + 1, run.total):
         model.drop_views(task.adapter)
