@@ -31,7 +31,11 @@ ADAPTERS = """\
 METHOD = "| `method` | {names} | | The tuning method. |\n"
 TRAINING = """\
 Each may stand in an adapter, for that adapter alone, or under `training`, as the default for all. An adapter's
-`batch_rows` displaces `batch_tokens` of `training`, and the other way round."""
+`batch_rows` displaces `batch_tokens` of `training`, and the other way round.
+
+In an adapter `learning_rate` and `seed` may be lists. One adapter is then trained for each value, or pair of values:
+`lora: {method: lora, learning_rate: [1.0e-3, 3.0e-3], seed: [0, 1]}` makes `lora-lr1e-3-s0` to `lora-lr3e-3-s1`, of the
+group `lora`. See [Compare adapters](../how-to/compare.md)."""
 RUN = "These stand under `training` and hold for the run as a whole."
 
 

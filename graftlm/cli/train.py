@@ -107,7 +107,8 @@ def run_recipe(
 
     folder = choose_folder(out, recipe.name, resume=resume, overwrite=overwrite)
     with locked(folder):
-        _check_same_recipe(recipe, folder, resume)
+        if resume:
+            check_same_recipe(recipe, folder)
         if resume and folder.finished:
             console.print(f"{folder.path} is finished already: {folder.report}", markup=False)
             return folder
@@ -116,13 +117,13 @@ def run_recipe(
         except KeyboardInterrupt:
             console.print("\nstopped at once")
             if folder.begun:
-                _print_resume(folder, "to go on from the last checkpoint:")
+                print_resume(folder, "to go on from the last checkpoint:")
             raise typer.Exit(130) from None
     if result.report is None:
         console.print(
             f"\nstopped after round {result.outcome.rounds}; everything is saved in {folder.path}", markup=False
         )
-        _print_resume(folder, "to go on:")
+        print_resume(folder, "to go on:")
         raise typer.Exit(130)
     _print_end(result.report, folder)
     return folder
@@ -152,7 +153,7 @@ def with_warnings() -> Iterator[None]:
     print_warnings(caught)
 
 
-def _print_resume(folder: RunFolder, before: str) -> None:
+def print_resume(folder: RunFolder, before: str) -> None:
     """A command that goes on with a run, wherever its recipe came from, on a line of its own to be copied."""
     console.print(before, markup=False)
     console.print(f"  {_resume_command(folder)}", markup=False, soft_wrap=True, style="bold")
@@ -213,8 +214,13 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _check_same_recipe(recipe: Recipe, folder: RunFolder, resume: bool) -> None:
-    if resume and folder.recipe.read_text(encoding="utf-8") != recipe.to_yaml():
+def check_same_recipe(recipe: Recipe, folder: RunFolder) -> None:
+    """See that a run was begun with this very recipe.
+
+    Raises:
+        UserError: it was begun with another one.
+    """
+    if folder.recipe.read_text(encoding="utf-8") != recipe.to_yaml():
         raise UserError(
             f"the recipe is not the one that the run in {folder.path} was begun with ({folder.recipe})",
             hint=f"Go on with that one: {_resume_command(folder)}\n  Or start anew: --overwrite instead of --resume.",

@@ -259,13 +259,24 @@ def split_held_out(data: PreparedData, held_out: float | int, seed: int = 0) -> 
     Raises:
         UserError: that would leave no row to train on.
     """
-    groups: dict[bytes, list[int]] = {}
-    for index, instance in enumerate(data.instances):
-        groups.setdefault(_prompt_key(instance, seed), []).append(index)
-    total = len(data.instances)
-    target = held_out if isinstance(held_out, int) else max(1, round(held_out * total))
     if held_out <= 0:
         return data, PreparedData([], [], data.counts, data.format)
+    chosen = chosen_by_prompt(data.instances, held_out, seed)
+    rest = [i for i in range(len(data.instances)) if i not in chosen]
+    return _part(data, rest), _part(data, sorted(chosen))
+
+
+def chosen_by_prompt(instances: Sequence[Instance], part: float | int, seed: int = 0) -> set[int]:
+    """Which instances (indices) are set apart; see :func:`split_held_out`.
+
+    Raises:
+        UserError: that would leave none on one side.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for index, instance in enumerate(instances):
+        groups.setdefault(_prompt_key(instance, seed), []).append(index)
+    total = len(instances)
+    target = part if isinstance(part, int) else max(1, round(part * total))
     chosen: set[int] = set()
     for key in sorted(groups):
         if len(chosen) >= target:
@@ -274,10 +285,10 @@ def split_held_out(data: PreparedData, held_out: float | int, seed: int = 0) -> 
             chosen.update(groups[key])
     if len(chosen) < min(target, 1) or target >= total:
         raise UserError(
-            f"{held_out} held-out rows cannot be taken of {total} rows with {len(groups)} different prompts",
+            f"{part} held-out rows cannot be taken of {total} rows with {len(groups)} different prompts",
             hint="Lower held_out, or give a file of its own for evaluation.",
         )
-    return _part(data, [i for i in range(total) if i not in chosen]), _part(data, sorted(chosen))
+    return chosen
 
 
 def _prompt_key(instance: Instance, seed: int) -> bytes:

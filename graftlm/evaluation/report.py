@@ -179,7 +179,7 @@ def render(report: RunReport) -> str:
         for (adapter, verdict), (_, axis) in zip(_verdicts(report), _with_axes(report), strict=True)
     ]
     measured = [section for section in sections if section.verdict.loss]
-    environment = _environment()
+    environment = page_environment()
     script = environment.loader.get_source(environment, "report.js")[0] if environment.loader else ""
     page = environment.get_template("report.html.j2").render(
         report=report,
@@ -198,7 +198,7 @@ def render(report: RunReport) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("graftlm.evaluation"),
         autoescape=True,

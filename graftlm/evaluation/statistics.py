@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -132,6 +132,64 @@ def paired_share_change(before: Sequence[bool], after: Sequence[bool], *, level:
     above = _combine(second.high - second.value, first.value - first.low, phi)
     change = second.value - first.value
     return Change(change, change - below, change + above, before=first.value, after=second.value)
+
+
+def resampled(
+    sums: Sequence[Floats], value: Callable[[Floats], Floats], *, resamples: int = RESAMPLES, seed: int = SEED
+) -> Floats:
+    """A statistic of several models on the same rows, when the rows are drawn again: (models, resamples).
+
+    Every model is given the same draws, so differences between them are paired.
+
+    Args:
+        sums: what each row adds, (rows, features) for each model.
+        value: totals (…, features) → (…).
+    """
+    rows = len(sums[0])
+    if any(len(each) != rows for each in sums):
+        raise ValueError(f"the models were scored on different rows: {', '.join(str(len(each)) for each in sums)}")
+    generator = np.random.default_rng(seed)
+    left = max(999, min(resamples, DRAWS // max(1, rows))) if resamples > 999 else resamples
+    parts: list[Floats] = []
+    while left and rows:
+        size = min(left, max(1, 1_000_000 // rows))
+        counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
+        parts.append(np.stack([value(counts @ each) for each in sums]))
+        left -= size
+    return np.concatenate(parts, axis=1) if parts else np.full((len(sums), 0), np.nan)
+
+
+def percentile_interval(value: float, draws: Floats, *, level: float = LEVEL) -> Interval:
+    """A value with the middle of its bootstrap draws; unknown where a draw is not finite, or there are none."""
+    if not len(draws) or not np.isfinite(draws).all() or not math.isfinite(value):
+        return Interval(value, math.nan, math.nan)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def bootstrap_p(differences: Floats) -> float:
+    """Two-sided p-value of "no difference" from bootstrap draws of it; NaN where one is not finite."""
+    if not len(differences) or not np.isfinite(differences).all():
+        return math.nan
+    ends = (differences <= 0).sum(), (differences >= 0).sum()
+    return float(min(1.0, 2 * (1 + min(ends)) / (1 + len(differences))))
+
+
+def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Exact p-value of "equally often right" on the same rows, from those that one of the two alone answers right."""
+    one, other = np.asarray(first, bool), np.asarray(second, bool)
+    won, lost = int((one & ~other).sum()), int((~one & other).sum())
+    return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for being many (Holm 1979); NaN stays NaN and is not counted."""
+    given = np.asarray(p_values, np.float64)
+    known = np.flatnonzero(np.isfinite(given))
+    order = known[np.argsort(given[known], kind="stable")]
+    corrected = np.full(len(given), np.nan)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(given[order] * np.arange(len(order), 0, -1)))
+    return [float(p) for p in corrected]
 
 
 def _combine(one: float, other: float, phi: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from graftlm.recipe.parse import SWEPT
 from graftlm.recipe.places import write_yaml
 from graftlm.recipe.problems import describe_bounds, describe_kind, properties
 from graftlm.recipe.schema import AdapterKeys, DataSet, RunKeys, known_methods
@@ -72,6 +73,9 @@ def _adapter_schema(name: str, config: type[BaseModel]) -> dict[str, Any]:
     method = {"const": name, "description": (config.__doc__ or "").strip().partition("\n")[0]}
     required = [key for key, field in config.model_fields.items() if field.is_required()]
     keys = {**properties(AdapterKeys), **properties(config), "method": method, **properties(AdapterTraining)}
+    for key in SWEPT:
+        either = [{"type": keys[key]["type"]}, {"type": "array", "minItems": 1, "items": {"type": keys[key]["type"]}}]
+        keys[key] = {"description": keys[key]["description"], "default": keys[key]["default"], "anyOf": either}
     return _closed(keys, ["method", *(key for key in required if key != "method")])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,6 +43,7 @@ SECTIONS = {
     "adapters": "{lora-8: {method: lora, rank: 8}}",
 }
 TINY_LEARNING_RATE = 2e-3  # small models want large rates; 2e-4 is for bases of a billion parameters
+SWEPT = {"learning_rate": "lr", "seed": "s"}  # may be lists in an adapter: one adapter for each value
 BATCH = ("batch_rows", "batch_tokens")  # the size of a step is given in one or the other
 
 
@@ -136,6 +138,7 @@ class _Parser:
         self.folder = folder
         self.place = place
         self.problems = problems
+        self.written: dict[str, str] = {}  # the name of an adapter → the one in the file that it was made of
 
     def recipe(self, values: Any) -> Recipe:
         if not isinstance(values, dict):
@@ -149,7 +152,7 @@ class _Parser:
         data = {name: self.data_set(name, entry) for name, entry in self.section("data", values).items()}
         training, defaults = self.training(values.get("training", {}), methods)
         names = list(data) or None  # None: nothing to compare with
-        entries = self.section("adapters", values)
+        entries = self.sweeps(self.section("adapters", values))
         adapters = {name: self.adapter(name, entry, methods, defaults, names) for name, entry in entries.items()}
         self.names_apart(entries)
         self.locate_parts(data, adapters)
@@ -159,11 +162,12 @@ class _Parser:
         return Recipe(**dict(run), data=data, adapters=adapters, training=training)
 
     def add(self, path: KeyPath, message: str) -> None:
-        if self.place is None:
-            self.problems.append(Problem(message, path))
-        else:
+        problem = Problem(message, path)
+        if self.place is not None:
             place = self.place.at(path)
-            self.problems.append(Problem(message, path, place.line, place.column))
+            problem = Problem(message, path, place.line, place.column)
+        if problem not in self.problems:  # the adapters of a sweep share their mistakes
+            self.problems.append(problem)
 
     def model(self, model: type[Model], given: dict[str, Any], path: KeyPath) -> Model | None:
         """Values of one group, or None with the problems noted. Text is no number, and the other way round."""
@@ -222,6 +226,44 @@ class _Parser:
         defaults = {k: v for k, v in entry.items() if k in AdapterTraining.model_fields}
         return run, defaults if self.model(AdapterTraining, defaults, path) is not None else None
 
+    def sweeps(self, entries: dict[str, Any]) -> dict[str, Any]:
+        """The adapters, with one for each value where a learning rate or seed is a list: NAME-lr1e-3-s0."""
+        made: dict[str, Any] = {}
+        for name, entry in entries.items():
+            for variant, values in self.variants(name, entry).items():
+                if variant in made:
+                    self.add(("adapters", name), f"makes an adapter '{variant}', and there is one of that name already")
+                made[variant] = values
+                self.written[variant] = name
+        return made
+
+    def variants(self, name: str, entry: Any) -> dict[str, Any]:
+        lists = {key: entry[key] for key in SWEPT if isinstance(entry, dict) and isinstance(entry.get(key), list)}
+        if not lists:
+            return {name: entry}
+        for key, values in lists.items():
+            path = ("adapters", name, key)
+            numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+            if not values:
+                self.add(path, "must not be empty")
+            elif len(numbers) < len(values):
+                odd = next(value for value in values if value not in numbers or isinstance(value, bool))
+                self.add(path, f"must be a number or a list of numbers, holds {show(odd)}")
+            elif len(set(values)) < len(values):
+                repeated = next(value for value in values if values.count(value) > 1)
+                self.add(path, f"names {show(repeated)} more than once")
+            else:
+                continue
+            return {name: {k: v for k, v in entry.items() if k not in lists}}  # the rest may be wrong too
+        return {
+            "-".join([name, *map(_mark, lists, chosen)]): {
+                "group": name,
+                **entry,
+                **dict(zip(lists, chosen, strict=True)),
+            }
+            for chosen in itertools.product(*lists.values())
+        }
+
     def adapter(
         self,
         name: str,
@@ -230,11 +272,12 @@ class _Parser:
         defaults: dict[str, Any] | None,
         data: list[str] | None,
     ) -> AdapterRecipe | None:
-        path = ("adapters", name)
+        path = ("adapters", self.written[name])
         try:
             folder_name(name)
         except ValueError as error:
-            self.add(path, f"the name {error}")
+            made = "" if name == self.written[name] else f" '{name}', which its lists make,"
+            self.add(path, f"the name{made} {error}")
         if not isinstance(entry, dict):
             self.add(path, f"must be a mapping such as {{method: lora, rank: 8}}, is {show(entry)}")
             return None
@@ -294,7 +337,10 @@ class _Parser:
         for name in names:
             other = seen.setdefault(name.casefold(), name)
             if other != name:
-                self.add(("adapters", name), f"differs from '{other}' in upper and lower case only; use another name")
+                self.add(
+                    ("adapters", self.written[name]),
+                    f"differs from '{other}' in upper and lower case only; use another name",
+                )
 
     def locate_run(self, run: RunKeys) -> RunKeys:
         """Base and chat template with absolute paths."""
@@ -315,7 +361,7 @@ class _Parser:
                 data[name] = data_set.model_copy(update=found)
         for name, adapter in adapters.items():
             if adapter is not None:
-                under = self.each(("adapters", name, "under"), adapter.under, adapter_folder)
+                under = self.each(("adapters", self.written[name], "under"), adapter.under, adapter_folder)
                 adapters[name] = adapter.model_copy(update={"under": under})
 
     def each(self, path: KeyPath, names: tuple[str, ...], locate: Callable[[str, Any], str]) -> tuple[str, ...]:
@@ -327,6 +373,14 @@ class _Parser:
                 self.add(path, error.message + (f" ({error.hint})" if error.hint else ""))
                 found.append(name)
         return tuple(found)
+
+
+def _mark(key: str, value: float) -> str:
+    """What a value of a sweep adds to a name: lr1e-3, s0."""
+    if key != "learning_rate":
+        return f"{SWEPT[key]}{value}"
+    digits, exponent = f"{value:.6e}".split("e") if math.isfinite(value) else (str(value), "0")
+    return f"{SWEPT[key]}{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def _with_defaults(own: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

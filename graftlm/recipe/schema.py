@@ -198,6 +198,12 @@ class AdapterKeys(_Values):
         "word, {type: verbalizer, pattern: '{text} It was {mask}.'} an encoder's masked word. Labels are the answers "
         "of the rows; labels: [yes, no] names them, and words: {yes: good, no: bad} their words in a verbalizer.",
     )
+    group: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Adapters of one group are candidates for one place in graftlm compare: the best learning rate is "
+        "chosen, and seeds are averaged. A list of learning rates or seeds makes such a group, under the adapter's "
+        "name.",
+    )
 
 
 class AdapterRecipe(AdapterKeys):

@@ -42,15 +42,21 @@ class PreparedRun:
     templates: dict[str, ChatTemplate]
 
 
-def set_up(recipe: Recipe, say: Callable[[str], None] = lambda _line: None) -> PreparedRun:
+def set_up(
+    recipe: Recipe, say: Callable[[str], None] = lambda _line: None, *, model: AdaptedModel | None = None
+) -> PreparedRun:
     """Load the base, read and render the data, and add the adapters. ``say`` gets a line on each thing done.
+
+    ``model``: the recipe's base, where it is loaded already.
 
     Raises:
         UserError: anything in base, data or adapters that the user can mend.
     """
     # Data first: a mistake in it is found in a moment, and a base may take minutes to load.
     found = read_data(recipe)
-    model = AdaptedModel.from_pretrained(recipe.base, dtype=recipe.dtype, device=recipe.device, blocks=recipe.blocks)
+    model = model or AdaptedModel.from_pretrained(
+        recipe.base, dtype=recipe.dtype, device=recipe.device, blocks=recipe.blocks
+    )
     tokenizer = model.tokenizer
     assert tokenizer is not None
     parameters = sum(parameter.numel() for parameter in model.base.parameters())
