@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,21 @@ from torch import nn
 from graftlm import AdaptedModel, DyLoRA, LoRA
 from graftlm.adapters.merge import export_merged
 from graftlm.adapters.method import LowRank
+from graftlm.adapters.routing import RowAdapters
 from graftlm.errors import UserError
 from graftlm.generation import Engine, Request, SamplingSettings
 from graftlm.training.settings import AdapterTraining, RunSettings
 from graftlm.training.task import Task
-from tests.families import make_base, randomise, relative
+from tests.adapters.grid import (
+    add_up,
+    assert_gradients_close,
+    assert_states_close,
+    make_row,
+    model_with_all,
+    states,
+    states_and_gradients,
+)
+from tests.families import ENCODER_DECODERS, make_base, randomise, relative
 from tests.training.work import difference, make_rows, model_with, run, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -87,6 +98,27 @@ def test_rows_of_several_ranks_beside_each_other() -> None:
     for number, routing in enumerate(routings):
         alone = model(ids[number : number + 1], adapters=routing).logits
         assert relative(together[number : number + 1], alone) < 1e-12
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_ranks_beside_other_kinds_and_in_stacks_are_each_alone(family: str, checkpointing: bool) -> None:
+    """Outputs of each row, and gradients of the parameters that the ranks share, added up."""
+    model = model_with_all(family, methods=["dylora", "lora", "adalora", "seq_bn"])
+    model.gradient_checkpointing = checkpointing
+    draw = random.Random(2)
+    routings: list[RowAdapters] = [
+        "dylora@2", "lora", "dylora@3!", None, ("lora", "dylora@2"), "dylora", ("dylora@3", "seq_bn"), "adalora",
+    ]  # fmt: skip
+    rows = [make_row(draw, two_sequences=family in ENCODER_DECODERS) for _ in routings]
+    found, found_gradients = states_and_gradients(model, rows, routings)
+    for number, (row, routing) in enumerate(zip(rows, routings, strict=True)):
+        assert_states_close([found[number]], states(model, [row], [routing]), 1e-5)
+    parts = [
+        states_and_gradients(model, [row], [routing], [number])[1]
+        for number, (row, routing) in enumerate(zip(rows, routings, strict=True))
+    ]
+    assert_gradients_close(found_gradients, add_up(parts), 1e-5)
 
 
 def test_only_the_last_row_and_column_are_trained_with_freeze_lower() -> None:

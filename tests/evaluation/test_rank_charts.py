@@ -8,6 +8,7 @@ from dataclasses import replace
 from graftlm.evaluation.rank_charts import rank_curve, rank_map
 from graftlm.evaluation.report import render
 from tests.evaluation.fake_run import fake_run
+from tests.evaluation.test_report import Page
 
 RANKS = {
     "model.layers.0.self_attn.q_proj": 4,
@@ -56,7 +57,8 @@ def test_both_stand_in_the_report() -> None:
     first, second, *rest = report.adapters
     scores = [(rank, 3.0 - 0.2 * rank, 0.1 * rank) for rank in (1, 2, 4, 8)]
     page = render(replace(report, adapters=[replace(first, ranks=RANKS), replace(second, by_rank=scores), *rest]))
+    Page(page)  # its tags match
     assert "feelings: rank of each matrix" in page
-    assert 'style="--share:70%">7</td>' in page
+    assert 'style="--share:45%">7</td>' in page
     assert "questions: loss at each rank" in page
     assert "rank 8: loss 1.4, exact 80%" in page
