@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from graftlm.training.forward import (
 )
 from graftlm.training.settings import AdapterTraining, RunSettings
 from graftlm.training.task import Task
+from tests.adapters.grid import assert_gradients_close
 from tests.families import ENCODER_DECODERS, VOCABULARY, gradients, make_base, randomise, relative
+from tests.methods import METHODS
 from tests.training.work import difference, run, weights
 
 CLASSES = {"classifier": 3, "tagger": 5}
@@ -256,3 +259,29 @@ def test_training_beside_others_equals_training_alone(family: str) -> None:
         run(alone, [tasks[name]], RunSettings(micro_batch_tokens=100))
         assert difference(weights(alone, name), weights(together, name)) < 1e-7
         assert difference(weights(alone, name), before) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta", "bare_bert", *ENCODER_DECODERS])
+def test_every_method_is_trained_beside_the_others_as_alone(family: str) -> None:
+    """With a head each, or on two sequences: log-probabilities and gradients of one batch of all methods."""
+    model = AdaptedModel(make_base(family))
+    two = family in ENCODER_DECODERS
+    draw = random.Random(10)
+    rows: list[RoutedRow] = []
+    for seed, (name, config) in enumerate(METHODS.items()):
+        with suppress(UserError):  # the base lacks the method's place
+            randomise(model.add(name, config, classes=None if two else CLASSES["classifier"]), seed=seed + 1)
+            row = two_sequences(draw) if two else class_row(draw, "classifier")
+            rows.append(RoutedRow(row, (name,)))
+    order = draw.sample(range(len(rows)), len(rows))
+    alone = [log_probs(model, rows, [index])[0] for index in order]
+    weigh(alone, order).backward()  # type: ignore[no-untyped-call]
+    expected = gradients(model.adapters.values())
+    for adapter in model.adapters.values():
+        adapter.zero_grad()
+    together = log_probs(model, rows, order)
+    weigh(together, order).backward()  # type: ignore[no-untyped-call]
+    found = gradients(model.adapters.values())
+    for one, other in zip(together, alone, strict=True):
+        assert relative(one, other) < 1e-5
+    assert_gradients_close(found, expected, 1e-5)
