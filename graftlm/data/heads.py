@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from graftlm.data.instances import Instance
 from graftlm.errors import UserError
 
+if TYPE_CHECKING:
+    from graftlm.data.prepare import RowCounts
+
 TEXT, MASK = "{text}", "{mask}"
+NO_ANSWER = "no answer to learn"
+NO_LABEL = "answer is no label"
 FEW_LABELS = 20  # so many are labels whatever the number of rows
 Word = Annotated[str, Field(min_length=1)]
 
@@ -27,7 +32,9 @@ class HeadSettings(BaseModel):
     )
     labels: tuple[Word, ...] = Field((), description="The labels. Left out: all that are in the data, sorted.")
     pattern: str | None = Field(
-        None, description="verbalizer: text with {mask} where the word stands, such as '{text} It was {mask}.'"
+        None,
+        description="verbalizer: text with {mask} where the word stands, such as '{text} It was {mask}.' Left out "
+        "where the adapter has a template of its own, whose {target} is the place of the word.",
     )
     words: dict[str, Word] = Field({}, description="verbalizer: the word for a label, where it is not the label.")
 
@@ -38,8 +45,8 @@ class HeadSettings(BaseModel):
             raise ValueError(f"labels: names '{twice}' more than once")
         if self.type != "verbalizer" and (self.pattern is not None or self.words):
             raise ValueError(f"pattern and words belong to a verbalizer, not to a {self.type}")
-        if self.type == "verbalizer" and (self.pattern is None or self.pattern.count(MASK) != 1):
-            raise ValueError("pattern: a verbalizer needs one with {mask} in it once, such as '{text} It was {mask}.'")
+        if self.pattern is not None and self.pattern.count(MASK) != 1:
+            raise ValueError("pattern: must hold {mask} once, such as '{text} It was {mask}.'")
         if self.pattern is not None and self.pattern.count(TEXT) > 1:
             raise ValueError("pattern: holds {text} more than once")
         if self.pattern is not None and TEXT in self.pattern.partition(MASK)[2]:
@@ -93,3 +100,18 @@ def labels_of(head: HeadSettings, instance: Instance) -> list[str]:
         return []
     answer = instance.messages[-1].content
     return answer.split() if head.type == "tagger" else [answer.strip()]
+
+
+def with_class(head: HeadSettings, instances: Sequence[Instance], counts: RowCounts) -> list[tuple[Instance, int]]:
+    """The instances whose answer is a label, each with its number."""
+    number = {label: index for index, label in enumerate(head.labels)}
+    found = []
+    for instance in instances:
+        answer = instance.messages[-1]
+        if answer.role != "assistant":
+            counts.drop(NO_ANSWER, instance.source, instance.row)
+        elif answer.content.strip() not in number:
+            counts.drop(NO_LABEL, instance.source, instance.row)
+        else:
+            found.append((instance, number[answer.content.strip()]))
+    return found

@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from graftlm.data.batches import EncodedRow
-from graftlm.data.heads import HeadSettings
+from graftlm.data.heads import NO_ANSWER, NO_LABEL, HeadSettings, with_class
 from graftlm.data.instances import Instance
 from graftlm.data.jinja import CannotRender
 from graftlm.data.pieces import tokenize, tokenize_alone
-from graftlm.data.rendering import PROMPT_FILLS, TRUNCATED, Conversations, Rendering, Rows
+from graftlm.data.prompt_template import PromptTemplate
+from graftlm.data.prompted import PromptedFrames, PromptedSource, PromptedWord
+from graftlm.data.rendering import PROMPT_FILLS, TRUNCATED, Conversations, Rendering, Rows, row_with_targets
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
     from graftlm.data.prepare import RowCounts
 
-NO_ANSWER = "no answer to learn"
-NO_LABEL = "answer is no label"
 UNEVEN = "not as many labels as words"
 Ids = list[int]
 
@@ -48,7 +48,7 @@ def choose_rendering(
                 f"head: an encoder-decoder writes its labels as text, and takes no {head.type}",
                 hint="Leave head out, and the labels are learnt as answers.",
             )
-        return TwoSequences(tokenizer, decoder_start, max_length)
+        return _two_sequences(template, tokenizer, decoder_start, max_length)
     if kind == "encoder":
         if head is None:
             raise UserError(
@@ -56,7 +56,8 @@ def choose_rendering(
                 hint="Say what is predicted, for example head: {type: classifier}.",
             )
         if head.type == "verbalizer":
-            return MaskedWord(head, tokenizer, max_length)
+            return _masked_word(head, template, tokenizer, max_length)
+        _refuse_template(head, template)
         begin, end = encoder_frame(tokenizer)
         if head.type == "tagger":
             return WordTags(head, tokenizer, begin, end, max_length)
@@ -69,6 +70,7 @@ def choose_rendering(
             hint="Leave head out: a decoder learns to write the label. Or use head: {type: classifier}.",
         )
     if head.type == "tagger":
+        _refuse_template(head, template)
         begin, _ = _natural_frame(tokenizer)
         bos = tokenizer.bos_token_id
         if not begin and isinstance(bos, int):
@@ -88,7 +90,7 @@ class ClassOfPrompt:
 
     def rows(self, instances: Sequence[Instance], counts: RowCounts) -> Rows:
         kept, pieces = [], []
-        for instance, target in _with_class(self.head, instances, counts):
+        for instance, target in with_class(self.head, instances, counts):
             try:
                 pieces.append(self.template.prompt_pieces(instance.messages[:-1]))
             except CannotRender as error:
@@ -100,7 +102,7 @@ class ClassOfPrompt:
             if self.max_length is not None and len(ids) > self.max_length:
                 counts.drop(PROMPT_FILLS, instance.source, instance.row)
                 continue
-            yield instance, _row(instance, ids, {len(ids) - 1: target})
+            yield instance, row_with_targets(instance, ids, {len(ids) - 1: target})
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,11 @@ class ClassOfText:
 
     def rows(self, instances: Sequence[Instance], counts: RowCounts) -> Rows:
         begin, end = encoder_frame(self.tokenizer)
-        found = _with_class(self.head, instances, counts)
+        found = with_class(self.head, instances, counts)
         texts = tokenize_alone([prompt_text(instance) for instance, _ in found], self.tokenizer)
         for (instance, target), ids in zip(found, texts, strict=True):
             room = None if self.max_length is None else self.max_length - len(begin) - len(end)
-            yield instance, _row(instance, [*begin, *_cut(ids, room, instance, counts), *end], {0: target})
+            yield instance, row_with_targets(instance, [*begin, *_cut(ids, room, instance, counts), *end], {0: target})
 
 
 @dataclass(frozen=True)
@@ -139,39 +141,97 @@ class MaskedWord:
     def word_ids(self) -> dict[str, int]:
         """The token of each label's word."""
         _, between, _ = self.head.parts
-        space = " " if between.endswith(" ") else ""
-        words = {label: self.head.word(label) for label in self.head.labels}
-        found = tokenize([space + word for word in words.values()], self.tokenizer, special=False)
-        result: dict[str, int] = {}
-        for (label, word), ids in zip(words.items(), found, strict=True):
-            if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
-                parts = ", ".join(self.tokenizer.convert_ids_to_tokens(ids))
-                raise UserError(
-                    f"head: the word '{word}' for the label '{label}' is no single token of this base ({parts})",
-                    hint=f"Give another word for it: head: {{words: {{{label}: …}}}}.",
-                )
-            if ids[0] in result.values():
-                other = next(name for name, token in result.items() if token == ids[0])
-                raise UserError(f"head: the labels '{other}' and '{label}' have the same word, '{word}'")
-            result[label] = ids[0]
-        return result
+        return word_tokens(self.head, self.tokenizer, " " if between.endswith(" ") else "")
 
     def rows(self, instances: Sequence[Instance], counts: RowCounts) -> Rows:
         begin, end = encoder_frame(self.tokenizer)
-        mask = self.tokenizer.mask_token_id
-        if not isinstance(mask, int):
-            raise UserError("head: a verbalizer needs a mask token, and this base's tokenizer has none")
+        mask = mask_token(self.tokenizer)
         before, between, behind = self.head.parts
         lead = tokenize_alone([before.rstrip(" ")], self.tokenizer)[0] if before.strip() else []
         gap, tail = tokenize([between.rstrip(" "), behind], self.tokenizer, special=False)
         frame = len(begin) + len(lead) + len(gap) + 1 + len(tail) + len(end)
-        found = _with_class(self.head, instances, counts)
+        found = with_class(self.head, instances, counts)
         texts = [before[len(before.rstrip(" ")) :] + prompt_text(instance) for instance, _ in found]
         for (instance, target), ids in zip(found, tokenize_alone(texts, self.tokenizer), strict=True):
             own = _cut(ids, None if self.max_length is None else self.max_length - frame, instance, counts)
             head = [*begin, *lead, *own, *gap]
             word = self.word_ids[self.head.labels[target]]
-            yield instance, _row(instance, [*head, mask, *tail, *end], {len(head): word})
+            yield instance, row_with_targets(instance, [*head, mask, *tail, *end], {len(head): word})
+
+
+def word_tokens(head: HeadSettings, tokenizer: PreTrainedTokenizerBase, space: str) -> dict[str, int]:
+    """The token of each label's word, with ``space`` before it.
+
+    Raises:
+        UserError: a word is no single token, or two labels have the same.
+    """
+    words = {label: head.word(label) for label in head.labels}
+    found = tokenize([space + word for word in words.values()], tokenizer, special=False)
+    result: dict[str, int] = {}
+    for (label, word), ids in zip(words.items(), found, strict=True):
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            parts = ", ".join(tokenizer.convert_ids_to_tokens(ids))
+            raise UserError(
+                f"head: the word '{word}' for the label '{label}' is no single token of this base ({parts})",
+                hint=f"Give another word for it: head: {{words: {{{label}: …}}}}.",
+            )
+        if ids[0] in result.values():
+            other = next(name for name, token in result.items() if token == ids[0])
+            raise UserError(f"head: the labels '{other}' and '{label}' have the same word, '{word}'")
+        result[label] = ids[0]
+    return result
+
+
+def mask_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token of a masked word.
+
+    Raises:
+        UserError: there is none.
+    """
+    mask = tokenizer.mask_token_id
+    if not isinstance(mask, int):
+        raise UserError("head: a verbalizer needs a mask token, and this base's tokenizer has none")
+    return mask
+
+
+def _masked_word(
+    head: HeadSettings, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> Rendering:
+    """The place of the word is the pattern's mask, or the target of a template of the adapter's own."""
+    if not isinstance(template, PromptTemplate):
+        if head.pattern is None:
+            raise UserError(
+                "head: pattern: a verbalizer needs one with {mask} in it once",
+                hint="Write it like this: pattern: '{text} It was {mask}.'",
+            )
+        return MaskedWord(head, tokenizer, max_length)
+    if head.pattern is not None:
+        raise UserError(
+            f"head: the adapter has both a pattern and the template '{template.name}'",
+            hint="Leave pattern out: the word stands in the place of {target}.",
+        )
+    begin, end = encoder_frame(tokenizer)
+    frames = PromptedFrames(template, tokenizer, begin, end, mask_token(tokenizer), max_length)
+    return PromptedWord(frames, head, word_tokens(head, tokenizer, frames.target_text))
+
+
+def _refuse_template(head: HeadSettings, template: ChatTemplate) -> None:
+    """A template with virtual tokens has the place of a word, and not of what these heads predict."""
+    if isinstance(template, PromptTemplate):
+        raise UserError(
+            f"template '{template.name}': the target of a {head.type} is no word that a template has a place for",
+            hint="Use head: {type: verbalizer}, or length in the place of template.",
+        )
+
+
+def _two_sequences(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, start: int | None, max_length: int | None
+) -> Rendering:
+    plain = TwoSequences(tokenizer, start, max_length)
+    if not isinstance(template, PromptTemplate):
+        return plain
+    begin, end = sequence_frame(tokenizer)
+    return PromptedSource(PromptedFrames(template, tokenizer, begin, end, None, max_length), plain)
 
 
 @dataclass(frozen=True)
@@ -221,7 +281,7 @@ class WordTags:
                 break
             targets[len(ids) + (len(piece) - 1 if self.at_end else 0)] = label
             ids += piece
-        return _row(instance, [*ids, *self.end], targets)
+        return row_with_targets(instance, [*ids, *self.end], targets)
 
 
 @dataclass(frozen=True)
@@ -294,30 +354,9 @@ def _natural_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
     return [], []
 
 
-def _with_class(head: HeadSettings, instances: Sequence[Instance], counts: RowCounts) -> list[tuple[Instance, int]]:
-    """The instances whose answer is a label, each with its number."""
-    number = {label: index for index, label in enumerate(head.labels)}
-    found = []
-    for instance in instances:
-        answer = instance.messages[-1]
-        if answer.role != "assistant":
-            counts.drop(NO_ANSWER, instance.source, instance.row)
-        elif answer.content.strip() not in number:
-            counts.drop(NO_LABEL, instance.source, instance.row)
-        else:
-            found.append((instance, number[answer.content.strip()]))
-    return found
-
-
 def _cut(ids: Ids, room: int | None, instance: Instance, counts: RowCounts) -> Ids:
     """As much of a text as there is room for."""
     if room is None or len(ids) <= room:
         return ids
     counts.truncate(TRUNCATED, instance.source, instance.row)
     return ids[: max(0, room)]
-
-
-def _row(instance: Instance, ids: Ids, targets: Mapping[int, int]) -> EncodedRow:
-    """A row of which nothing but ``targets`` (by position) is learnt."""
-    every = [targets.get(place, -1) for place in range(len(ids))]
-    return EncodedRow(ids, [False] * len(ids), instance.source, instance.row, targets=every)

@@ -6,7 +6,7 @@ drops, and counts with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,3 +77,9 @@ class Conversations:
             if left < learnt:
                 counts.truncate(TRUNCATED, instance.source, instance.row)
         return EncodedRow(ids, supervised, instance.source, instance.row)
+
+
+def row_with_targets(instance: Instance, ids: Sequence[int], targets: Mapping[int, int]) -> EncodedRow:
+    """A row of which nothing but ``targets`` (by position) is learnt."""
+    every = [targets.get(place, -1) for place in range(len(ids))]
+    return EncodedRow(ids, [False] * len(ids), instance.source, instance.row, targets=every)

@@ -445,12 +445,8 @@ def test_a_head_and_its_labels():
         ),
         ({"type": "tagger", "label": ["a"]}, "adapters.a.head.label: unknown key; did you mean 'labels'?"),
         (
-            {"type": "verbalizer"},
-            "adapters.a.head: pattern: a verbalizer needs one with {mask} in it once, such as '{text} It was {mask}.'",
-        ),
-        (
             {"type": "verbalizer", "pattern": "{mask} {mask}"},
-            "adapters.a.head: pattern: a verbalizer needs one with {mask} in it once, such as '{text} It was {mask}.'",
+            "adapters.a.head: pattern: must hold {mask} once, such as '{text} It was {mask}.'",
         ),
         (
             {"type": "verbalizer", "pattern": "{mask} {text}"},

@@ -39,7 +39,8 @@ def reviews(folder: Path) -> Path:
 
 def recipe_of(folder: Path, base: str, adapters: dict[str, Any], **training: Any) -> Any:
     data = {"path": str(reviews(folder)), "prompt": "{text}", "answer": "{label}", "held_out": 8}
-    adapters = {name: {"method": "lora", "rank": 2, **keys} for name, keys in adapters.items()}
+    lora = {"method": "lora", "rank": 2}
+    adapters = {name: keys if "method" in keys else {**lora, **keys} for name, keys in adapters.items()}
     values = {"base": base, "data": {"reviews": data}, "adapters": adapters, "training": {**SHORT, **training}}
     return recipe_from_dict(values, folder=folder)
 
@@ -121,6 +122,37 @@ def test_a_run_on_an_encoder_decoder(tmp_path: Path) -> None:
     assert metrics["held_out_loss"] < 0.7 * metrics["base_loss"]
     with pytest.raises(UserError, match="writes its labels as text"):
         set_up(recipe_of(tmp_path, str(folder), {"a": {"head": {"type": "classifier"}}}))
+
+
+def test_templates_with_virtual_tokens_on_an_encoder(encoder: str, tmp_path: Path) -> None:
+    template, front = "[P×2] {input} [P×3] it was {target} .", "it was {mask} ."
+    words = {"type": "verbalizer", "words": {"pos": "great", "neg": "terrible"}}
+    adapters = {
+        "inside": {"method": "p-tuning", "template": template, "encoder_hidden": 8, "head": words},
+        "front": {"method": "p-tuning", "length": 5, "encoder_hidden": 8, "head": {**words, "pattern": front}},
+    }
+    run, out, _ = carry_out(recipe_of(tmp_path, encoder, adapters, epochs=6), tmp_path)
+    for name in adapters:
+        notes = json.loads((out.adapters / name / "graftlm.json").read_text())
+        assert notes["metrics"]["held_out_loss"] < 0.9 * notes["metrics"]["base_loss"]
+    vocabulary = run.model.places.embedding.vocabulary
+    ids = [max(row.ids) for row in run.tasks[0].rows]
+    assert set(ids) == {vocabulary + 4}
+
+
+def test_templates_with_virtual_tokens_on_an_encoder_decoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=8192, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    folder = tmp_path / "t5"
+    T5ForConditionalGeneration(config).save_pretrained(str(folder))
+    load_tokenizer("tiny").save_pretrained(str(folder))
+    adapter = {"method": "p-tuning", "template": "{input} [P×3] It was [P] {target}", "encoder": "none"}
+    run, out, _ = carry_out(recipe_of(tmp_path, str(folder), {"a": adapter}), tmp_path)
+    metrics = json.loads((out.adapters / "a" / "graftlm.json").read_text())["metrics"]
+    assert metrics["held_out_loss"] < metrics["base_loss"]
+    row = run.tasks[0].rows[0]
+    assert [token - 8192 for token in row.source_ids or () if token >= 8192] == [0, 1, 2, 3]
+    assert max(row.ids) < 8192
 
 
 def test_what_stands_before_a_row_must_fit_beside_it(encoder: str, tmp_path: Path) -> None:
