@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from graftlm.adapters.heads import ClassHead
-from graftlm.adapters.method import MethodConfig, methods
+from graftlm.adapters.method import Adapter, MethodConfig, methods
 from graftlm.adapters.stored import PeftReader, Stored, checked, peft_readers
 from graftlm.base.files import write_folder
 from graftlm.base.tensors import unshared
@@ -96,6 +96,49 @@ def load_adapter(model: AdaptedModel, folder: Path, name: str | None = None) -> 
     Raises:
         UserError: not an adapter folder, cut short, for another base, or of a kind that is not known.
     """
+    adapter, notes = _read(model, folder)
+    chosen = name or folder.resolve().name
+    model.attach(chosen, adapter)
+    model.notes[chosen] = {
+        key: value for key, value in notes.items() if key not in ("format", "name", "method", "base")
+    }
+    return chosen
+
+
+@torch.no_grad()
+def start_from(model: AdaptedModel, name: str, folder: Path) -> None:
+    """Give the adapter ``name`` the parameters of a saved one of the same method and shape to go on from.
+
+    A head of its own stays as it was drawn, unless the saved one is as large.
+
+    Raises:
+        UserError: the folder cannot be read, or its adapter is of another method or shape.
+    """
+    own, (saved, _) = model.adapter(name), _read(model, folder)
+    if saved.config.method != own.config.method:
+        raise UserError(
+            f"{folder} is of the method {saved.config.method}, and '{name}' of {own.config.method}: one cannot go on "
+            "from the other",
+            hint=f"Use method: {saved.config.method}, or stack them with under.",
+        )
+    mine, theirs = own.state_dict(), saved.state_dict()
+    fitting = []
+    for key in sorted(mine.keys() | theirs.keys()):
+        shapes = [str(tuple(tensors[key].shape)) if key in tensors else "missing" for tensors in (theirs, mine)]
+        if shapes[0] == shapes[1]:
+            fitting.append(key)
+        elif not key.startswith("head."):
+            raise UserError(
+                f"'{name}' cannot go on from {folder}: {key} is {shapes[0]} there and {shapes[1]} here",
+                hint="Give it the same settings. One that was saved without its MLP or encoder goes on without it: "
+                "projection: false, or encoder: none.",
+            )
+    for key in fitting:
+        mine[key].copy_(theirs[key])
+
+
+def _read(model: AdaptedModel, folder: Path) -> tuple[Adapter, dict[str, Any]]:
+    """The adapter in a folder, and its notes."""
     notes = read_notes(folder)
     config = read_json(folder, CONFIG) if (folder / CONFIG).exists() or not notes else None
     _check_base(model, folder, notes)
@@ -108,12 +151,7 @@ def load_adapter(model: AdaptedModel, folder: Path, name: str | None = None) -> 
         adapter = reader(stored, model.places, device=model.device)
     if (folder / HEAD).exists():
         adapter.head = _head(model, folder)
-    chosen = name or folder.resolve().name
-    model.attach(chosen, adapter)
-    model.notes[chosen] = {
-        key: value for key, value in notes.items() if key not in ("format", "name", "method", "base")
-    }
-    return chosen
+    return adapter, notes
 
 
 def read_notes(folder: Path) -> dict[str, Any]:

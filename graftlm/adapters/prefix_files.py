@@ -37,8 +37,8 @@ def store_prefix(adapter: Adapter, places: Places, source: str) -> Stored:
     assert isinstance(prefix, PrefixTable)
     table = prefix.table().detach()
     theirs = _as_peft(table, config, places)
-    if theirs is None:
-        return Stored({KEY: table}, None)
+    if isinstance(theirs, str):
+        return Stored({KEY: table}, None, not_peft=theirs)
     place = _decoder(places)[0]
     both = places.model.config.is_encoder_decoder
     settings: dict[str, Any] = {
@@ -86,20 +86,22 @@ def _decoder(places: Places) -> list[AttentionPlace]:
     return [place for place in places.attentions if side(place) == "decoder"]
 
 
-def _as_peft(table: torch.Tensor, config: Prefix, places: Places) -> torch.Tensor | None:
-    """The table as peft has it, or None where it would mean something else to peft."""
-    theirs = _decoder(places)
+def _as_peft(table: torch.Tensor, config: Prefix, places: Places) -> torch.Tensor | str:
+    """The table as peft has it, or why it has no such."""
+    theirs, both = _decoder(places), places.model.config.is_encoder_decoder
     if config.places(places) != theirs:
-        return None
-    if len({(place.heads, place.key_width, place.value_width) for place in theirs}) != 1:
-        return None
-    if theirs[0].key_width != theirs[0].value_width:
-        return None
+        return "it puts a prefix before all keys and values of " + ("the decoder" if both else "all layers") + " alone"
+    widths = {(place.heads, place.key_width) for place in theirs} | {(p.heads, p.value_width) for p in theirs}
+    if len(widths) != 1:
+        return "it takes keys and values of one width alone"
     context = context_length(places.model.config)
     slides = any(place.window is not None and place.window < context for place in theirs)
     if slides and config.window != "peft":
-        return None
-    return _to_slots(table, len(theirs)) if places.model.config.is_encoder_decoder else table
+        return "there its prefix would leave the sliding window of some layers, and here it stays (window: visible)"
+    if not both:
+        return table
+    slots = _to_slots(table, len(theirs))
+    return "there some of the decoder's layers share one prefix" if slots is None else slots
 
 
 def _slots(layers: int) -> list[int]:

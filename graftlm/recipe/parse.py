@@ -361,8 +361,11 @@ class _Parser:
                 data[name] = data_set.model_copy(update=found)
         for name, adapter in adapters.items():
             if adapter is not None:
-                under = self.each(("adapters", self.written[name], "under"), adapter.under, adapter_folder)
-                adapters[name] = adapter.model_copy(update={"under": under})
+                path = ("adapters", self.written[name])
+                under = self.each((*path, "under"), adapter.under, adapter_folder)
+                started = () if adapter.init_from is None else (adapter.init_from,)
+                start = next(iter(self.each((*path, "init_from"), started, adapter_folder)), None)
+                adapters[name] = adapter.model_copy(update={"under": under, "init_from": start})
 
     def each(self, path: KeyPath, names: tuple[str, ...], locate: Callable[[str, Any], str]) -> tuple[str, ...]:
         found: list[str] = []

@@ -192,6 +192,10 @@ class AdapterKeys(_Values):
     under: Names = Field(
         (), description="Folders of trained adapters that it is stacked on, lowest first; they stay as they are."
     )
+    init_from: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Folder of a trained adapter of the same method and shape whose parameters it goes on from.",
+    )
     head: HeadSettings | None = Field(
         None,
         description="What it predicts instead of text: {type: classifier} a label a row, {type: tagger} a label a "

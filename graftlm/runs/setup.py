@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from graftlm.adapters.files import start_from
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import mix_seed
 from graftlm.data.heads import HeadSettings
@@ -154,6 +155,8 @@ def _task(
 ) -> Task:
     classes = len(head.labels) if head is not None and head.type != "verbalizer" else None
     model.add(name, adapter.method, seed=mix_seed(adapter.training.seed, "start"), classes=classes)
+    if adapter.init_from is not None:
+        start_from(model, name, Path(adapter.init_from))
     rows = tuple(row for part in parts for row in part.train.rows)
     held_out = tuple(row for part in parts if part.held_out for row in part.held_out.rows)
     task = Task(name, rows, adapter.training, held_out, under=under)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from graftlm import AdaptedModel, Prefix, Routing
+from graftlm import AdaptedModel, LoRA, Prefix, Routing
+from graftlm.adapters.files import save_adapter, start_from
+from graftlm.adapters.merge import export_merged
 from graftlm.adapters.prefix import PrefixTable
 from graftlm.errors import UserError
 from graftlm.generation import Engine, Request, SamplingSettings
@@ -424,3 +426,75 @@ def test_a_long_neighbour_takes_no_room(family: str, masked: bool) -> None:
             state = model.hidden(ids, adapters=routing, use_cache=False, **kwargs).last_hidden_state
             found = [state[0], state[1, :4]]
     assert_states_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("mistral", {}, "leave the sliding window"),
+        ("t5", {"where": ["decoder"]}, "layers share one prefix"),
+        ("bart", {}, "of the decoder alone"),
+        ("llama", {"layers": [1]}, "of all layers alone"),
+    ],
+)
+def test_what_peft_cannot_say_is_not_exported_to_it(
+    family: str, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model = AdaptedModel(make_base(family))
+    model.add("a", Prefix(length=3, **settings))
+    with pytest.raises(UserError, match=message):
+        save_adapter(model, "a", tmp_path / "a", peft=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_prefix_is_not_merged(tmp_path: Path) -> None:
+    model = AdaptedModel(make_base("llama"))
+    model.add("a", Prefix(length=3))
+    with pytest.raises(UserError, match="cannot be merged"):
+        export_merged(model, ["a"], tmp_path / "merged")
+
+
+# --- going on, and heads ----------------------------------------------------------------------------------------
+
+
+def test_several_tasks_go_on_from_one_prompt_each_over_it_or_from_it(tmp_path: Path) -> None:
+    model = AdaptedModel(make_base("bert"))
+    shared = randomise(model.add("shared", Prefix(length=4), classes=3))
+    model.save("shared", tmp_path / "shared")
+    own = model.add("own", Prefix(length=4, projection=False), classes=2)
+    assert own.head is not None
+    drawn = own.head.state_dict()["weight"].clone()
+    start_from(model, "own", tmp_path / "shared")
+    assert own.prefix is not None
+    assert shared.prefix is not None
+    for path, (key, value) in own.prefix().items():
+        expected = shared.prefix()[path]
+        assert relative(key, expected[0]) < 1e-6
+        assert relative(value, expected[1]) < 1e-6
+    assert torch.equal(own.head.state_dict()["weight"], drawn)  # another number of labels
+    ids = torch.ones_like(IDS)
+    with torch.no_grad():
+        found = model.hidden(IDS, ids, adapters=["own", "shared"]).last_hidden_state
+        both = model.hidden(IDS, ids, adapters=[("shared", "own"), "own"]).last_hidden_state
+        alone = model.hidden(IDS[:1], ids[:1], adapters="shared").last_hidden_state
+    assert relative(model.hidden(IDS[:1], ids[:1], adapters="own").last_hidden_state, alone) < 1e-5
+    assert relative(both[0], found[0]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Prefix(length=4), r"prefix.embedding is \(4, 64\) there and \(4, 16\) here"),
+        (Prefix(length=5, projection=False), r"prefix.embedding is \(4, 64\) there and \(5, 64\) here"),
+        (LoRA(rank=2), "of the method prefix, and 'own' of lora"),
+    ],
+)
+def test_what_is_of_another_shape_is_no_start(config: Any, message: str, tmp_path: Path) -> None:
+    model = AdaptedModel(make_base("llama"))
+    model.add("shared", Prefix(length=4))
+    model.save("shared", tmp_path / "shared")
+    own = model.add("own", config)
+    before = {key: value.clone() for key, value in own.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        start_from(model, "own", tmp_path / "shared")
+    assert all(torch.equal(before[key], value) for key, value in own.state_dict().items())

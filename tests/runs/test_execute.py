@@ -145,6 +145,17 @@ def test_an_adapter_on_top_of_another_trains_and_leaves_it_as_it_is(finished: Fi
     assert [path.name for path in folder.adapters.iterdir()] == ["top"]
 
 
+def test_an_adapter_goes_on_from_another(finished: FinishedRun, tmp_path: Path):
+    start = finished.folder.adapters / "colours"
+    values = small_values(tmp_path)
+    given = dict(values["adapters"]["colours"])
+    values["adapters"] = {"more": {**given, "data": "animals", "init_from": str(start), "max_steps": 1}}
+    run = set_up(small_recipe(tmp_path, **values))
+    run.model.load(start, "start")
+    for one, other in zip(run.model.adapter("more").parameters(), run.model.adapter("start").parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_held_out_files_of_their_own_are_accounted_for(tmp_path: Path):
     values = small_values(tmp_path)
     rows = [*animal_rows()[:20], {"instruction": "Who?", "output": ""}]
