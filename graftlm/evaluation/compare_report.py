@@ -145,7 +145,8 @@ def table(comparison: Comparison) -> list[tuple[str, ...]]:
 LEGEND = (
     "Seeds: lowest to highest of the adapters that differ in their seed only; the score is their mean. "
     "To best: difference to the first line on the same rows, with its p-value after Holm's correction. "
-    "Memory: parameters + optimizer state. Step: one optimizer step of 16 rows, the adapter alone. "
+    "Memory: parameters + optimizer state. Step: one optimizer step of 16 rows, the adapter alone. Trained, memory and "
+    "step are those of the beginning of training; file is what is left of it. "
     "Intervals are over rows and hold for these trained adapters: Wilson's and Newcombe's for a share of one adapter "
     "(p: McNemar, exact), a paired bootstrap otherwise."
 )

@@ -18,7 +18,7 @@ from graftlm.errors import UserError
 from graftlm.evaluation.choices import Normalise, Question, read_choices, score_together
 from graftlm.evaluation.comparison import Comparison, Contender, Cost, best_rate, stand
 from graftlm.evaluation.metrics import METRICS, Integers, Metric, Outcomes, metric_named
-from graftlm.runs.entrants import Entrant, Say, groups, kept_by_tuning_rows, tuning_rows
+from graftlm.runs.entrants import Entrant, Say, free_name, groups, kept_by_tuning_rows, tuning_rows
 from graftlm.training.cost import measure_step
 from graftlm.training.forward import RoutedRow, RowScore
 
@@ -147,9 +147,14 @@ class _Field:
         """An adapter whose rows the bare base can be asked too, if there is one."""
         if not self.model.has_language_head:
             return None
-        plain = [each for each in self.entrants if self.model.head_of(each.task.stack) is None]
+        plain = [
+            each
+            for each in self.entrants
+            if self.model.head_of(each.task.stack) is None and each.template.hash == each.run.template.hash
+        ]
         if not plain and self.by_choice and self.model.kind != "encoder":
-            return replace(self.entrants[0], head=None)  # the base chooses by likelihood, whatever its adapters do
+            first = self.entrants[0]  # the base chooses by likelihood, in the run's template, whatever its adapters do
+            return replace(first, head=None, template=first.run.template)
         return plain[0] if plain else None
 
     def _rows(self, entrant: Entrant, stack: Stack, rows: Integers) -> list[list[RoutedRow]]:
@@ -192,7 +197,7 @@ class _Field:
 
     def _questions(self, entrant: Entrant) -> list[Question]:
         """Every held-out row with each of the choices in the place of its answer, rendered as the adapter reads it."""
-        key = json.dumps([entrant.head and entrant.head.model_dump(), entrant.run.template.hash])
+        key = json.dumps([entrant.head and entrant.head.model_dump(), entrant.template.hash])
         if key not in self._asked:
             self._asked[key] = [
                 question
@@ -215,7 +220,7 @@ class _Field:
         rendering = choose_rendering(
             self.model.kind,
             entrant.head,
-            entrant.run.template,
+            entrant.template,
             entrant.run.tokenizer,
             max_length=entrant.run.recipe.data[data].max_length or self.model.context_length,
             train_on="last",
@@ -232,19 +237,32 @@ class _Field:
         self, name: str, members: list[Entrant], tried: Mapping[float, float], outcomes: list[Outcomes]
     ) -> Contender:
         first = members[0]
-        rows = first.task.rows[:: max(1, len(first.task.rows) // STEP_ROWS)][:STEP_ROWS]
-        cost = measure_step(self.model, first.task, rows, first.run.recipe.training.micro_batch_tokens)
-        size = sum(path.stat().st_size for path in first.folder.rglob("*") if path.is_file())
+        parameters, cost = self._cost(first)
         return Contender(
             name=name,
             method=first.recipe.method.describe(),
             members=tuple(each.name for each in members),
             outcomes=tuple(outcomes),
             learning_rate=first.recipe.training.learning_rate,
-            trained_parameters=self.model.adapter(first.task.adapter).trained_parameters,
-            cost=Cost(cost.adapter_bytes, cost.optimizer_bytes, size, cost.step_seconds),
+            trained_parameters=parameters,
+            cost=cost,
             tried=tried,
         )
+
+    def _cost(self, entrant: Entrant) -> tuple[int, Cost]:
+        """What an adapter takes as training begins, on a fresh one: what only serves training is gone from a folder."""
+        name = free_name("measured", self.model)
+        head = entrant.head
+        classes = len(head.labels) if head is not None and head.type != "verbalizer" else None
+        adapter = self.model.add(name, entrant.recipe.method, classes=classes)
+        task = replace(entrant.task, adapter=name)
+        rows = task.rows[:: max(1, len(task.rows) // STEP_ROWS)][:STEP_ROWS]
+        try:
+            cost = measure_step(self.model, task, rows, entrant.run.recipe.training.micro_batch_tokens)
+        finally:
+            self.model.remove(name)
+        size = sum(path.stat().st_size for path in entrant.folder.rglob("*") if path.is_file())
+        return adapter.trained_parameters, Cost(cost.adapter_bytes, cost.optimizer_bytes, size, cost.step_seconds)
 
 
 def _notes(swept: bool, clean: bool, tuning: int, no_base: bool) -> list[str]:

@@ -13,6 +13,7 @@ from graftlm.adapters.model import AdaptedModel
 from graftlm.data.heads import HeadSettings
 from graftlm.data.instances import Instance
 from graftlm.data.prepare import chosen_by_prompt
+from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
 from graftlm.recipe import AdapterRecipe, Recipe, load_recipe
 from graftlm.runs.data import SplitData
@@ -35,6 +36,7 @@ class Entrant:
     name: str
     folder: Path
     head: HeadSettings | None
+    template: ChatTemplate
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -59,7 +61,7 @@ class Entrant:
     @property
     def settings(self) -> str:
         """All that tells it from others but its seed, as text."""
-        return _settings(self.recipe) + self.run.template.hash
+        return _settings(self.recipe) + self.template.hash
 
 
 def tuning_rows(instances: Sequence[Instance]) -> list[int]:
@@ -138,10 +140,11 @@ def enter_runs(folders: Sequence[RunFolder], say: Say = lambda _line: None) -> l
         for task in run.tasks:
             place = folder.adapters / task.adapter
             name = task.adapter if len(folders) == 1 else f"{folder.path.resolve().name}-{task.adapter}"
-            name = _free(name, model)
+            name = free_name(name, model)
             model.load(place, name=name)
             own, head = run.recipe.adapters[task.adapter], run.heads.get(task.adapter)
-            entrants.append(Entrant(replace(task, adapter=name), own, run, name, place, head))
+            template = run.templates[task.adapter]
+            entrants.append(Entrant(replace(task, adapter=name), own, run, name, place, head, template))
     return entrants
 
 
@@ -205,7 +208,8 @@ def kept_by_tuning_rows(entrant: Entrant) -> bool:
     return isinstance(seen, int) and seen < len(entrant.instances)
 
 
-def _free(name: str, model: AdaptedModel) -> str:
+def free_name(name: str, model: AdaptedModel) -> str:
+    """The name itself, with a number behind it if an adapter of the model is called so."""
     unique, number = name, 2
     while unique in model.adapters:
         unique, number = f"{name}-{number}", number + 1

@@ -148,6 +148,21 @@ def test_without_enough_held_out_rows(cli: Cli, tmp_path: Path):
     assert not (tmp_path / "runs" / "small" / "recipe.yaml").exists()
 
 
+def test_an_adapter_with_a_template_of_its_own_beside_others(cli: Cli, tmp_path: Path):
+    """Its choices are rendered in its template, those of the bare base in the run's; what is trained is counted."""
+    tuned = {"method": "p-tuning", "length": 4, "encoder_hidden": 16, "learning_rate": 1e-3}
+    free = tuned | {"template": "[P×3] {input} [P×2] is {target}", "length": None}
+    recipe = values(tmp_path, front=tuned, free=free, bare={"method": "lora", "rank": 2})
+    ended = cli("compare", write_recipe(tmp_path, recipe))
+    assert ended.code == 0, ended.err
+    (found,) = numbers(tmp_path / "runs" / "small")
+    assert {each["name"] for each in found["contenders"]} == {"front", "free", "bare"}
+    assert found["base"] is not None
+    for each in found["contenders"]:
+        if each["name"] != "bare":  # its encoder is trained, and is not in the folder
+            assert each["adapter_bytes"] == 4 * each["trained_parameters"] > each["file_bytes"]
+
+
 def test_a_group_of_unlike_adapters(cli: Cli, tmp_path: Path):
     adapters = {name: {"method": "lora", "rank": rank, "group": "g"} for name, rank in (("a", 2), ("b", 4))}
     write_rows(tmp_path / "animals.jsonl", animal_rows())
