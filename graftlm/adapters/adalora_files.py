@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from graftlm.adapters.adalora import PARTS, AdaLoRA, AdaLoRAAdapter, Triplets
+from graftlm.adapters.lora_files import target_modules
 from graftlm.adapters.method import Adapter, Update
 from graftlm.adapters.stored import Stored, checked, peft_task_type, register_peft_kind
 from graftlm.base.places import LinearPlace, Places
@@ -53,7 +54,7 @@ def store_adalora(adapter: Adapter, places: Places, source: str) -> Stored:
         "total_step": 1000,  # of a training that is over; peft wants a number
         "bias": "none",
         "fan_in_fan_out": all(type(places.linears[path].module).__name__ == "Conv1D" for path in adapter.linear),
-        "target_modules": list(adapter.linear),
+        "target_modules": target_modules(list(adapter.linear), places),
         "rank_pattern": pattern if adapter.final else None,
     }
     return Stored(tensors, peft)

@@ -116,14 +116,14 @@ def _write_peft_config(adapter: Adapter, places: Places, source: str) -> dict[st
         "use_dora": method.dora,
         "bias": "none",
         "fan_in_fan_out": bool(linears) and all(type(module).__name__ == "Conv1D" for module in linears),
-        "target_modules": _target_modules(list(updates), places),
+        "target_modules": target_modules(list(updates), places),
         "modules_to_save": [path for path in adapter.linear if path not in updates] or None,
         "rank_pattern": {re.escape(path): rank for path, rank in ranks.items() if rank != common},
         "alpha_pattern": {re.escape(path): alpha for path, alpha in alphas.items() if alpha != usual},
     }
 
 
-def _target_modules(paths: list[str], places: Places) -> list[str]:
+def target_modules(paths: list[str], places: Places) -> list[str]:
     """Last names where these mean just the adapter's layers, else full paths."""
     names = sorted({path.rpartition(".")[2] for path in paths})
     meant = {path for path, _ in places.model.named_modules() if path.rpartition(".")[2] in names}
