@@ -24,6 +24,9 @@ def export(
         int | None,
         typer.Option(help="A DyLoRA cut to this rank, written as a plain LoRA folder instead of a merged base."),
     ] = None,
+    peft: Annotated[
+        bool, typer.Option("--peft", help="Write the adapter as a folder that peft loads, instead of a merged base.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
 ) -> None:
     """Write the base with adapters merged in, as a folder that transformers and others load as a plain model.
@@ -49,6 +52,9 @@ def export(
             hint=f"Name one: graftlm export {adapters[0]}/adapters/{opened.adapters[0].label} --out {out}",
         )
     model = opened.model
+    if peft and rank is None:
+        _write_for_peft(opened, out)
+        return
     if rank is not None:
         _write_cut(opened, rank, out)
         return
@@ -65,6 +71,19 @@ def export(
     console.print("\nload it:", markup=False)
     console.print(f"  AutoModelForCausalLM.from_pretrained({str(out)!r})", markup=False, soft_wrap=True)
     console.print(f"  {shlex.join(['graftlm', 'chat', '--base', str(out)])}", markup=False, soft_wrap=True)
+
+
+def _write_for_peft(opened: Opened, out: Path) -> None:
+    """One adapter in peft's form.
+
+    Raises:
+        UserError: there are several, or peft has no form for it; nothing is written then.
+    """
+    if len(opened.adapters) != 1:
+        raise UserError("--peft writes one adapter", hint="Name one adapter's folder.")
+    name = opened.adapters[0].stack[-1]
+    opened.model.save(name, out, peft=True)
+    console.print(f"wrote {out}: {name}, as peft loads it", markup=False)
 
 
 def _write_cut(opened: Opened, rank: int, out: Path) -> None:

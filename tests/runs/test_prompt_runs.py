@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from graftlm.adapters.p_tuning import EncodedVectors
 from graftlm.cli._open import open_adapters
+from graftlm.cli.app import app
+from graftlm.cli.export import export
 from graftlm.data.instances import Message
 from graftlm.data.prompt_template import PromptTemplate
 from graftlm.errors import UserError
@@ -127,3 +130,26 @@ def test_rows_that_leave_no_room_are_refused(tmp_path: Path) -> None:
     adapters = {"front": {"method": "prompt", "length": 1000, "data": "colours"}}
     with pytest.raises(UserError, match=r"1000 virtual tokens .* leave room for 1048 tokens"):
         set_up(small_recipe(tmp_path, data=data, adapters=adapters, training=TRAINING))
+
+
+def test_the_command_line_uses_the_template(done: tuple[PreparedRun, RunFolder, list[str]], tmp_path: Path) -> None:
+    _, folder, _ = done
+    inside, front = folder.adapters / "inside", folder.adapters / "front"
+    commands = CliRunner()
+    with pytest.raises(UserError, match="peft puts virtual tokens in front only"):
+        export([inside], tmp_path / "peft", peft=True)
+    assert not (tmp_path / "peft").exists()
+    export([front], tmp_path / "front", peft=True)
+    assert (tmp_path / "front" / "adapter_config.json").is_file()
+    with pytest.raises(UserError, match="is no change of weights, and cannot be merged"):
+        export([front], tmp_path / "merged")
+    said = commands.invoke(
+        app, ["chat", str(inside), "-m", "The cat is red.", "-m", "The dog is blue.", "--max-new-tokens", "4"]
+    )
+    assert said.exit_code == 0, said.output  # the second question starts anew: the template has the place of one
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "The cat is red. Which colour?"}])
+    options = ["-o", str(tmp_path / "answers.jsonl"), "--max-new-tokens", "4", "--repetition-penalty", "1.3"]
+    written = commands.invoke(app, ["generate", str(prompts), "-a", str(inside), "-a", str(front), *options])
+    assert written.exit_code == 0, written.output
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [answer["adapter"] for answer in answers] == ["inside", "front"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from graftlm import AdaptedModel, LoRA, Prompt
+from graftlm import AdaptedModel, LoRA, Prompt, PTuning
 from graftlm.adapters.method import MethodConfig
 from graftlm.data.batches import EncodedRow
 from graftlm.training.events import RoundDone, Stepped
@@ -23,6 +23,7 @@ CONFIGS: dict[str, MethodConfig] = {
     "p": Prompt(length=3),
     "l": LoRA(rank=2),
     "q": Prompt(length=5, init="random"),
+    "e": PTuning(length=2, encoder_hidden=4),
 }
 TASKS = {
     name: Task(
@@ -86,7 +87,7 @@ def test_a_row_with_virtual_tokens_is_scored_by_the_base_without_them() -> None:
 
 @pytest.mark.parametrize("settings", [RunSettings(), RunSettings(micro_batch_tokens=40, gradient_checkpointing=True)])
 def test_beside_others_is_alone(settings: RunSettings) -> None:
-    together = model_with("plq")
+    together = model_with("plqe")
     run(together, list(TASKS.values()), settings)
     for name in CONFIGS:
         alone = model_with(name)
@@ -109,11 +110,20 @@ def test_virtual_tokens_count_as_tokens_that_are_run() -> None:
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    whole = model_with("pl")
-    run(whole, [TASKS["p"], TASKS["l"]])
-    stopped = model_with("pl")
-    run(stopped, [TASKS["p"], TASKS["l"]], checkpoints=tmp_path, should_stop=after_round(7))
-    resumed = model_with("pl")
-    run(resumed, [TASKS["p"], TASKS["l"]], checkpoints=tmp_path, resume=True)
-    for name in "pl":
+    tasks = [TASKS[name] for name in "ple"]
+    whole = model_with("ple")
+    run(whole, tasks)
+    stopped = model_with("ple")
+    run(stopped, tasks, checkpoints=tmp_path, should_stop=after_round(7))
+    resumed = model_with("ple")  # the checkpoint holds the encoder of P-tuning
+    run(resumed, tasks, checkpoints=tmp_path, resume=True)
+    for name in "ple":
         assert same_bits(weights(resumed, name), weights(whole, name))
+
+
+def test_held_out_scores_follow_every_step() -> None:
+    """Vectors that are made of others are made anew after a step of the fused optimizer."""
+    model = model_with("e")
+    outcome, _ = run(model, [TASKS["e"]], RunSettings(eval_every=4))
+    losses = [entry["loss"] for entry in outcome.progress["e"].history]
+    assert len(set(losses)) == len(losses) == 6
