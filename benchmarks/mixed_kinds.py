@@ -11,8 +11,8 @@ initialised Llama of 56 million parameters, float32, AdamW. The contenders, each
 - peft: eight models of peft with these eight adapters, each on a base of its own, trained in turn on four rows each,
   by the loss that the model itself gives.
 
-The median step counts. Bars: mixed takes at most 1.2 times the time of one-lora; mixed-peft-kinds less than peft's eight
-steps, on an eighth of the memory for bases.
+The median step counts. Bars: mixed takes at most 1.2 times the time of one-lora; mixed-peft-kinds less than peft's
+eight steps, on an eighth of the memory for bases.
 """
 
 from __future__ import annotations
