@@ -34,8 +34,14 @@ class ModuleSite:
         routing = current_routing()
         if routing is not None and self.place.source and routing.source is not None:
             routing = routing.source
-        names = [name for name in routing.spans if name in self.updates] if routing is not None else []
-        if routing is None or not names:
+        if routing is None:
+            return self._base_forward(x, *args, **kwargs)
+        if routing.whole is not None and not torch.is_grad_enabled():
+            update = self.updates.get(routing.whole)
+            if type(update) is LowRank and (y := self._served(x, routing.tokens, update)) is not None:
+                return y
+        names = [name for name in routing.spans if name in self.updates]
+        if not names:
             return self._base_forward(x, *args, **kwargs)
         flat, shape = self._by_token(x, routing)
         low_rank = {name: update for name in names if isinstance(update := self.updates[name], LowRank)}
@@ -53,6 +59,33 @@ class ModuleSite:
         y = y.view(*shape, *y.shape[1:])
         return y.transpose(1, 2) if self.place.heads_first else y
 
+    def _served(self, x: torch.Tensor, tokens: int, update: LowRank) -> torch.Tensor | None:
+        """The short way, without gradients, where one low-rank update serves all tokens.
+
+        None where it does not lead: at other modules than linear layers, in other precisions, or with a start.
+        """
+        place, A, B = self.place, update._parameters["lora_A"], update._parameters["lora_B"]
+        if not isinstance(place, LinearPlace) or A is None or B is None or update.start_A is not None:
+            return None
+        if x.numel() != tokens * place.in_features or A.dtype != x.dtype or B.dtype != x.dtype:
+            return None
+        if self._is_cheaper_merged(tokens):
+            weight = place.dense_weight()
+            if weight is not None and weight.dtype == x.dtype:
+                merged = torch.addmm(weight, B, A, alpha=update.scale)
+                return nn.functional.linear(x, merged, _bias(place.module))
+        y = self._base_forward(x)
+        inner = nn.functional.linear(x, A).view(tokens, -1)
+        y.view(tokens, -1).addmm_(inner, B.T, alpha=update.scale)
+        return y
+
+    def _is_cheaper_merged(self, tokens: int) -> bool:
+        """Whether W + sBA is made faster than the products with A and B of so many tokens; not at the wide head."""
+        place = self.place
+        if not isinstance(place, LinearPlace) or place.block is None:
+            return False
+        return tokens * (place.in_features + place.out_features) >= 2 * place.in_features * place.out_features
+
     def _by_token(self, x: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Size]:
         """The input with its tokens in one dimension, and the shape that they had."""
         if isinstance(self.place.module, nn.Embedding):
@@ -64,12 +97,15 @@ class ModuleSite:
             flat, shape = x.flatten(0, 1), x.shape[:2]
         else:
             flat, shape = x.reshape(-1, x.shape[-1]), x.shape[:-1]
-        if flat.shape[0] != routing.tokens:
+        self._check_tokens(len(flat), routing)
+        return flat, shape
+
+    def _check_tokens(self, tokens: int, routing: Routing) -> None:
+        if tokens != routing.tokens:
             raise RuntimeError(
-                f"{self.place.path} ran on {flat.shape[0]} tokens, but the routing covers {routing.tokens}: "
+                f"{self.place.path} ran on {tokens} tokens, but the routing covers {routing.tokens}: "
                 "this layer sees other tokens than the batch, and cannot be routed by them"
             )
-        return flat, shape
 
     def _with_low_rank(self, flat: torch.Tensor, routing: Routing, updates: Mapping[str, LowRank]) -> torch.Tensor:
         """The base's output plus the low-rank updates, in one product where the weight is plain."""

@@ -110,6 +110,13 @@ class Routing:
         return stacks
 
     @cached_property
+    def whole(self) -> str | None:
+        """The one adapter that serves every token, alone and without dropout, or None."""
+        stacks = {segment.stack for segment in self.segments if segment.stop > segment.start}
+        stack = stacks.pop() if len(stacks) == 1 else ()
+        return stack[0] if len(stack) == 1 and not self.dropping else None
+
+    @cached_property
     def dropping(self) -> frozenset[str]:
         """The adapters whose dropout is on in this call."""
         return frozenset(name for segment in self.segments for name, _ in segment.seeds)
