@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from torch import nn
+from transformers import DynamicCache, EncoderDecoderCache
 
 from graftlm import AdaptedModel, LoRA, Prefix, Routing
 from graftlm.adapters.files import save_adapter, start_from
@@ -278,6 +279,36 @@ def test_a_static_cache(family: str) -> None:
             model(ids[:, n : n + 1], adapters=routings, past_key_values=cache, use_cache=True).logits for n in (6, 7, 8)
         ]
     assert relative(torch.cat([first, *rest], dim=1), expected) < 1e-5
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_the_cache_of_an_encoder_decoder(family: str) -> None:
+    model, rows, routings = unequal(family)
+    sources, source_mask = pad([row.source or () for row in rows], left=False)
+    targets = torch.arange(3, 3 + 7 * len(rows)).view(len(rows), 7) % 60 + 3
+    common: dict[str, Any] = {"adapters": routings}
+    with torch.no_grad():
+        expected = model(sources, source_mask, decoder_input_ids=targets, **common).logits
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        found = [
+            model(sources, source_mask, decoder_input_ids=part, past_key_values=cache, use_cache=True, **common).logits
+            for part in (targets[:, :4], targets[:, 4:5], targets[:, 5:6], targets[:, 6:])
+        ]
+    assert relative(torch.cat(found, dim=1), expected) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "t5"])
+def test_a_base_of_half_precision(family: str) -> None:
+    model = AdaptedModel(make_base(family, dtype=torch.bfloat16))
+    exact = AdaptedModel(make_base(family))
+    for each in (model, exact):
+        randomise(each.add("a", Prefix(length=3)), std=0.5)
+    found = logits(model, family, adapters="a")
+    assert found.dtype == torch.bfloat16
+    assert relative(found.float(), logits(exact, family, adapters="a")) < 0.03
+    loss(found.float()).backward()
+    gradients = [parameter.grad for parameter in model.adapters["a"].parameters()]
+    assert all(gradient is not None and gradient.dtype == torch.float32 for gradient in gradients)
 
 
 def test_decoding_in_a_batch_is_a_whole_pass_each_step() -> None:
