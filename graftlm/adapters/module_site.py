@@ -20,6 +20,7 @@ class ModuleSite:
     def __init__(self, place: ModulePlace) -> None:
         self.place = place
         self.updates: dict[str, Update] = {}
+        self._merged_from = _cheaper_merged_from(place)
         self._base_forward: Callable[..., torch.Tensor] = place.module.forward
         self._override = place.module.__dict__.get("forward")  # another library's, such as accelerate's
         place.module.forward = self.forward
@@ -65,11 +66,11 @@ class ModuleSite:
         None where it does not lead: at other modules than linear layers, in other precisions, or with a start.
         """
         place, A, B = self.place, update._parameters["lora_A"], update._parameters["lora_B"]
-        if not isinstance(place, LinearPlace) or A is None or B is None or update.start_A is not None:
+        if not isinstance(place, LinearPlace) or A is None or B is None or update._buffers["start_A"] is not None:
             return None
         if x.numel() != tokens * place.in_features or A.dtype != x.dtype or B.dtype != x.dtype:
             return None
-        if self._is_cheaper_merged(tokens):
+        if tokens >= self._merged_from:
             weight = place.dense_weight()
             if weight is not None and weight.dtype == x.dtype:
                 merged = torch.addmm(weight, B, A, alpha=update.scale)
@@ -78,13 +79,6 @@ class ModuleSite:
         inner = nn.functional.linear(x, A).view(tokens, -1)
         y.view(tokens, -1).addmm_(inner, B.T, alpha=update.scale)
         return y
-
-    def _is_cheaper_merged(self, tokens: int) -> bool:
-        """Whether W + sBA is made faster than the products with A and B of so many tokens; not at the wide head."""
-        place = self.place
-        if not isinstance(place, LinearPlace) or place.block is None:
-            return False
-        return tokens * (place.in_features + place.out_features) >= 2 * place.in_features * place.out_features
 
     def _by_token(self, x: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Size]:
         """The input with its tokens in one dimension, and the shape that they had."""
@@ -137,6 +131,13 @@ class ModuleSite:
                     keep = routing.keep_mask(name, span, x.shape[-1], self.place.index, change.dropout, own)
                 deltas.append((span, change(own, out) if keep is None else change.with_dropout(own, own * keep, out)))
         return deltas
+
+
+def _cheaper_merged_from(place: ModulePlace) -> float:
+    """From how many tokens on W + sBA is made faster than the products with A and B; never at the wide head."""
+    if not isinstance(place, LinearPlace) or place.block is None:
+        return float("inf")
+    return 2 * place.in_features * place.out_features / (place.in_features + place.out_features)
 
 
 def _bias(module: nn.Module) -> torch.Tensor | None:

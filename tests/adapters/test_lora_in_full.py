@@ -417,3 +417,19 @@ def test_one_line_on_what_it_is() -> None:
     assert full.describe() == "DoRA rank 8, q_proj, wte, copies of lm_head, B learns 16 ×"
     assert graftlm.IA3().describe() == "ia3"
     assert graftlm.IA3(targets=["k_proj", "v_proj"]).describe() == "ia3, targets k_proj, v_proj"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_the_short_way_without_gradients_is_the_long_one(family: str, dtype: torch.dtype) -> None:
+    """One adapter for all rows, without gradients; with few tokens, and with so many that W + sBA is made."""
+    model = AdaptedModel(make_base(family, dtype=dtype))
+    add_random(model, {"a": LoRA(rank=3, targets=["all-linear", "lm_head"])})
+    for length in (1, 2, 50):
+        ids = torch.arange(2 * length).view(2, length) % 60
+        kwargs = {"decoder_input_ids": ids + 1} if family == "t5" else {}
+        expected = model(ids, adapters="a", **kwargs).logits
+        assert expected.requires_grad
+        with torch.no_grad():
+            found = model(ids, adapters="a", **kwargs).logits
+        assert relative(found, expected) < (1e-5 if dtype != torch.bfloat16 else 2e-2)
