@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from graftlm.adapters.lora_embedding import add_to_weight
-from graftlm.adapters.method import Change, LowRank, Update
+from graftlm.adapters.method import Adapter, Change, LowRank, Update
 from graftlm.adapters.model import AdaptedModel
 from graftlm.base.files import write_folder
 from graftlm.base.loading import freeze, model_class, quiet_loading
@@ -59,16 +59,22 @@ def export_merged(
     return _check(model, tuple(adapters), folder)
 
 
+def can_be_merged(adapter: Adapter) -> bool:
+    """Whether all that an adapter does can be written into weights of the base."""
+    return not (adapter.sublayers or adapter.prefix or adapter.virtual or adapter.head)
+
+
 @torch.no_grad()
 def _merged_copy(model: AdaptedModel, adapters: Sequence[str]) -> PreTrainedModel:
     merged = _fresh_copy(model)
     updates: dict[str, list[Update]] = {}
     for name in adapters:
         adapter = model.adapter(name)
-        if adapter.sublayers or adapter.prefix or adapter.virtual or adapter.head:
+        if not can_be_merged(adapter):
+            what = f"{adapter.config.method} with a head of its own" if adapter.head else adapter.config.method
             raise UserError(
-                f"the adapter '{name}' ({adapter.config.method}) is no change of weights, and cannot be merged",
-                hint="It can be used beside the base: graftlm chat, graftlm generate.",
+                f"the adapter '{name}' ({what}) is no change of weights alone, and cannot be merged",
+                hint="It works beside the base: graftlm generate FILE --adapter FOLDER --out FILE",
             )
         for path, update in adapter.linear.items():
             updates.setdefault(path, []).append(update)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from graftlm.adapters.model import AdaptedModel
     from graftlm.adapters.routing import Stack
+    from graftlm.data.heads import HeadSettings
     from graftlm.data.instances import Message
     from graftlm.data.templates import ChatTemplate
     from graftlm.generation.requests import Request, RequestId, SamplingSettings
@@ -23,13 +24,17 @@ BASE = "base"  # what the bare base is called where adapters have names
 
 @dataclass(frozen=True)
 class Speaker:
-    """An adapter, or the bare base (``name`` None), that answers, with its own rendering and ends of answers."""
+    """An adapter, or the bare base (``name`` None), that answers, with its own rendering and ends of answers.
+
+    ``head``: it predicts these labels, and writes no text.
+    """
 
     name: str | None
     stack: Stack
     template: ChatTemplate
     stop_ids: tuple[int, ...]
     stop: tuple[str, ...]
+    head: HeadSettings | None = None
 
     @property
     def label(self) -> str:
@@ -231,14 +236,27 @@ class _Opener:
             )
         return template
 
+    def _head(self, stack: Stack) -> HeadSettings | None:
+        """What a stack predicts instead of text: the head of its topmost adapter that has one, or a verbalizer's."""
+        from graftlm.data.heads import HeadSettings
+
+        if not stack:
+            return None
+        owner = self.model.head_of(stack)
+        stored = self.model.notes.get((owner or stack[-1]).partition("@")[0], {}).get("head")
+        if stored is not None:
+            return HeadSettings.model_validate(stored)
+        return HeadSettings(type="classifier") if owner is not None else None  # one whose labels are not known
+
     def _default(self) -> ChatTemplate:
         from graftlm.data.templates import resolve_chat_template
 
-        return resolve_chat_template(self.chat_template, self.tokenizer)
+        return resolve_chat_template(self.chat_template, self.tokenizer, self.model.kind)
 
     def _speaker(self, name: str | None, stack: Stack, template: ChatTemplate) -> Speaker:
         stop = template.stop_text(self.tokenizer)
-        return Speaker(name, stack, template, template.stop_ids(self.tokenizer), (stop,) if stop else ())
+        ends = template.stop_ids(self.tokenizer), (stop,) if stop else ()
+        return Speaker(name, stack, template, *ends, head=self._head(stack))
 
 
 def _names(folder: Path) -> tuple[str, str | None]:

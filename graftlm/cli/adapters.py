@@ -67,6 +67,8 @@ def show(
         table.add_row("layers", ", ".join(config["target_modules"]))
     if notes.get("ranks"):
         table.add_row("ranks", escape(_rank_lines(notes["ranks"])))
+    if head := notes.get("head"):
+        table.add_row("predicts", escape(_predicted(head)))
     table.add_row("base", facts["base"])
     if notes:
         table.add_row("fingerprint", f"{notes['base']['fingerprint'][:32]}…")
@@ -133,6 +135,16 @@ def _number(key: str, value: Any) -> str:
 def _main(value: Any) -> Any:
     """The number that stands for a group of them."""
     return next(iter(value.values())) if isinstance(value, dict) else value
+
+
+def _predicted(head: dict[str, Any]) -> str:
+    """What an adapter with a head predicts."""
+    kinds = {
+        "classifier": "one label a row",
+        "tagger": "a label a word",
+        "verbalizer": "a word for one label a row",
+    }
+    return f"{kinds.get(head['type'], head['type'])}: {', '.join(head['labels'])}"
 
 
 def _rank_lines(ranks: dict[str, int]) -> str:

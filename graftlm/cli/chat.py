@@ -72,7 +72,7 @@ def chat(
         opened = open_adapters(adapters or [], base, chat_template=chat_template, dtype=dtype, device=device)
     for note in opened.notes:
         errors.print(f"[yellow]note:[/] {escape(note)}")
-    talk = Chat(opened, Engine(opened.model, opened.tokenizer), sampling, system)
+    talk = Chat(_who_write(opened), Engine(opened.model, opened.tokenizer), sampling, system)
     if use is not None:
         talk.answering = (opened.speaker(use),)
     if side_by_side:
@@ -86,6 +86,24 @@ def chat(
         for line in sys.stdin:
             if not _take(talk, line.strip()):
                 break
+
+
+def _who_write(opened: Opened) -> Opened:
+    """Without the adapters that predict labels.
+
+    Raises:
+        UserError: all of them do.
+    """
+    labelling = [speaker.label for speaker in opened.adapters if speaker.head is not None]
+    writing = tuple(speaker for speaker in opened.adapters if speaker.head is None)
+    if labelling and not writing:
+        raise UserError(
+            f"adapters that predict labels write no text: {_joined(labelling)}",
+            hint="Ask for the labels of a file's rows: graftlm generate FILE --adapter FOLDER --out FILE",
+        )
+    if labelling:
+        errors.print(f"[yellow]note:[/] {escape(_joined(labelling))} left out: labels come from graftlm generate")
+    return replace(opened, adapters=writing)
 
 
 def _converse(talk: Chat) -> None:

@@ -69,8 +69,10 @@ def export(
         f"({check.relative:.2g} of the largest logit) on {check.tokens} tokens"
     )
     console.print("\nload it:", markup=False)
-    console.print(f"  AutoModelForCausalLM.from_pretrained({str(out)!r})", markup=False, soft_wrap=True)
-    console.print(f"  {shlex.join(['graftlm', 'chat', '--base', str(out)])}", markup=False, soft_wrap=True)
+    loader = "AutoModelForCausalLM" if model.kind == "decoder" else type(model.base).__name__
+    console.print(f"  {loader}.from_pretrained({str(out)!r})", markup=False, soft_wrap=True)
+    if model.kind == "decoder":
+        console.print(f"  {shlex.join(['graftlm', 'chat', '--base', str(out)])}", markup=False, soft_wrap=True)
 
 
 def _write_for_peft(opened: Opened, out: Path) -> None:

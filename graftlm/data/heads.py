@@ -63,6 +63,11 @@ class HeadSettings(BaseModel):
         between, _, behind = rest.partition(MASK)
         return before, between, behind
 
+    @property
+    def classes(self) -> int | None:
+        """How many classes an adapter's own head has; None where the language head fills in a word."""
+        return None if self.type == "verbalizer" else len(self.labels)
+
     def word(self, label: str) -> str:
         """The word that stands for a label."""
         return self.words.get(label, label)
@@ -88,10 +93,22 @@ def with_labels(head: HeadSettings, instances: Sequence[Instance]) -> HeadSettin
             f"head: there must be two labels at least; there is {', '.join(head.labels) or 'none'}",
             hint="Labels are the answers of the rows. Name them, if some are in no row: head: {labels: [yes, no]}.",
         )
+    answers = {label for instance in instances for label in labels_of(head, instance)}
+    if answers and not answers.intersection(head.labels):
+        raise UserError(
+            f"head: none of the labels ({', '.join(head.labels)}) is in the data; its answers are: {_some(answers)}",
+            hint="Leave labels out to take those of the data.",
+        )
     for label in head.words:
         if label not in head.labels:
             raise UserError(f"head: words names '{label}', which is no label; there are: {', '.join(head.labels)}")
     return head
+
+
+def _some(answers: set[str]) -> str:
+    """A few of them, each on one short line."""
+    shown = [" ".join(answer.split())[:40] for answer in sorted(answers)[:5]]
+    return ", ".join(shown) + (" …" if len(answers) > len(shown) else "")
 
 
 def labels_of(head: HeadSettings, instance: Instance) -> list[str]:

@@ -135,10 +135,10 @@ class MaskedWord:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        _ = self.word_ids
+        _ = self.words
 
     @cached_property
-    def word_ids(self) -> dict[str, int]:
+    def words(self) -> dict[str, int]:
         """The token of each label's word."""
         _, between, _ = self.head.parts
         return word_tokens(self.head, self.tokenizer, " " if between.endswith(" ") else "")
@@ -155,7 +155,7 @@ class MaskedWord:
         for (instance, target), ids in zip(found, tokenize_alone(texts, self.tokenizer), strict=True):
             own = _cut(ids, None if self.max_length is None else self.max_length - frame, instance, counts)
             head = [*begin, *lead, *own, *gap]
-            word = self.word_ids[self.head.labels[target]]
+            word = self.words[self.head.labels[target]]
             yield instance, row_with_targets(instance, [*head, mask, *tail, *end], {len(head): word})
 
 
@@ -308,7 +308,7 @@ class TwoSequences:
             too_long = room is not None and (len(source) + frame > room or len(answer) + frame + 1 > room)
             if too_long and room is not None:
                 counts.truncate(TRUNCATED, instance.source, instance.row)
-                source, answer = source[: room - frame], answer[: room - frame - 1]
+                source, answer = source[: max(0, room - frame)], answer[: max(0, room - frame - 1)]
             ids = [self.start, *begin, *answer, *end]
             supervised = [False, *[True] * (len(ids) - 1)]
             yield (

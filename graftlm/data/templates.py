@@ -272,12 +272,22 @@ BUILT_IN: dict[str, dict[str, str | None]] = {
 }
 
 
-def resolve_chat_template(name_or_path: str | Path, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+def resolve_chat_template(
+    name_or_path: str | Path, tokenizer: PreTrainedTokenizerBase, kind: str = "decoder"
+) -> ChatTemplate:
     """The template of that name or file, bound to the special tokens of ``tokenizer``.
 
     "tokenizer" is the tokenizer's own Jinja template; "auto" is that where there is one, else "plain"; a
-    path is that of a YAML file (keys as in ``ChatTemplate``) or a ``.jinja`` file.
+    path is that of a YAML file (keys as in ``ChatTemplate``) or a ``.jinja`` file. ``kind`` is that of the base:
+    bases that are no decoders read texts as they are.
     """
+    if kind != "decoder":
+        if str(name_or_path) != "auto":
+            raise UserError(
+                f"chat template '{name_or_path}': this base is an {kind}, which reads texts without roles",
+                hint="Leave the chat template out.",
+            )
+        return BARE
     own = mapping_default(getattr(tokenizer, "chat_template", None) or {})
     name = str(name_or_path)
     if name == "auto":

@@ -42,7 +42,8 @@ class Engine:
         if model.kind != "decoder":
             raise UserError(
                 f"{model.name} is an {model.kind}, and only decoders write text here",
-                hint="Its adapters can be trained and scored: graftlm train.",
+                hint="Its adapters can be trained and scored, and those with a head predict labels: graftlm generate "
+                "FILE --adapter FOLDER --out FILE",
             )
         self.model = model
         self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
@@ -150,7 +151,10 @@ class Engine:
         self.model.routing(request.adapters, 1, 1)  # an unknown adapter is an error now, not in the middle
         head = self.model.head_of(as_stack(request.adapters))
         if head is not None:
-            raise UserError(f"the adapter '{head}' has a head of its own: it predicts labels, and writes no text")
+            raise UserError(
+                f"the adapter '{head}' has a head of its own: it predicts labels, and writes no text",
+                hint="Ask it for labels: graftlm generate FILE --adapter FOLDER --out FILE",
+            )
         context = self.model.context_length - self.model.prefix_length(as_stack(request.adapters))
         sampling, tokenizer = request.sampling, self.tokenizer
         if not request.prompt_ids:

@@ -109,7 +109,9 @@ class _Field:
                 rate, tried = best_rate(scores, self.metric)
                 chosen[name] = (rates[rate], tried)
         finalists = [each for members, _ in chosen.values() for each in members]
-        self.say(f"scoring {len(scored)} held-out rows: {len(finalists)} adapters and the base in one pass")
+        beside = "" if self._base_asked_like() is None else " and the base"
+        adapters = f"{len(finalists)} adapter{'s' * (len(finalists) > 1)}"
+        self.say(f"scoring {len(scored)} held-out rows: {adapters}{beside} in one pass")
         outcomes = self._outcomes(finalists, scored, with_base=True)
         self.say("measuring a step of each adapter alone")
         contenders = [
@@ -253,7 +255,7 @@ class _Field:
         """What an adapter takes as training begins, on a fresh one: what only serves training is gone from a folder."""
         name = free_name("measured", self.model)
         head = entrant.head
-        classes = len(head.labels) if head is not None and head.type != "verbalizer" else None
+        classes = head.classes if head is not None else None
         adapter = self.model.add(name, entrant.recipe.method, classes=classes)
         task = replace(entrant.task, adapter=name)
         rows = task.rows[:: max(1, len(task.rows) // STEP_ROWS)][:STEP_ROWS]

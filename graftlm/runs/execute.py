@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from graftlm.adapters.merge import can_be_merged
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Stack
 from graftlm.base.files import write_json, write_text
@@ -297,24 +298,34 @@ def _report(run: PreparedRun, folder: RunFolder, measured: _Measured, examples: 
         adapters=adapters,
         settings=run.recipe.to_dict(),
         versions=versions(),
-        next_commands=next_commands(
-            folder,
-            next(iter(outcome.progress)),
-            writes=run.model.kind == "decoder" and not any(_classes(run, task) for task in run.tasks),
-        ),
+        next_commands=next_commands(run, folder),
     )
 
 
-def next_commands(folder: RunFolder, adapter: str, *, writes: bool = True) -> list[str]:
-    """What to type next. ``adapter`` is the one that the export shows; ``writes``: whether adapters write text."""
+def next_commands(run: PreparedRun, folder: RunFolder) -> list[str]:
+    """What to type next: what works with the run's adapters, shown with the first of them that it works with."""
+    writing = [task for task in run.tasks if run.model.kind == "decoder" and not _classes(run, task)]
+    labelling = [task for task in run.tasks if task.adapter in run.heads]
+    merging = [
+        task for task in run.tasks if all(can_be_merged(run.model.adapter(name)) for name in task.stack)
+    ]  # with a verbalizer too: its words are the base's own
     commands = [
-        *([["graftlm", "chat", str(folder.path)]] if writes else []),
+        *([["graftlm", "chat", str(folder.path)]] if writing else []),
+        *[_label_command(run, folder, task) for task in labelling[:1]],
         ["graftlm", "adapters", "list", str(folder.path)],
-        *([["graftlm", "export", str(folder.adapters / adapter), "--out", "merged"]] if writes else []),
+        *[["graftlm", "export", str(folder.adapters / task.adapter), "--out", "merged"] for task in merging[:1]],
         ["graftlm", "recipe", "--out", "your.yaml"],
         ["graftlm", "train", "your.yaml"],
     ]
     return [shlex.join(command) for command in commands]
+
+
+def _label_command(run: PreparedRun, folder: RunFolder, task: Task) -> list[str]:
+    """Labels of the adapter's own data, as an example."""
+    data = run.recipe.data[run.recipe.adapters[task.adapter].data[0]]
+    prompt = ["--prompt", data.prompt] if data.prompt else []
+    adapter = ["--adapter", str(folder.adapters / task.adapter)]
+    return ["graftlm", "generate", str(data.path[0]), *prompt, *adapter, "--limit", "20", "--out", "labels.jsonl"]
 
 
 def _joint_counts(run: PreparedRun, name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from graftlm.adapters.routing import mix_seed
 from graftlm.data.heads import HeadSettings
 from graftlm.data.instances import Instance
 from graftlm.data.prompt_template import PromptTemplate, is_prompt_template, prompt_template, template_from_dict
-from graftlm.data.templates import BARE, ChatTemplate, resolve_chat_template
+from graftlm.data.templates import ChatTemplate, resolve_chat_template
 from graftlm.errors import UserError
 from graftlm.recipe import AdapterRecipe, Recipe
 from graftlm.runs.data import SplitData, part_of, read_data, render_data
@@ -65,7 +65,7 @@ def set_up(
         f"base {model.name}: {parameters / 1e6:.1f}M parameters, {str(model.dtype).removeprefix('torch.')} on "
         f"{model.device}, context {model.context_length}, fingerprint {model.fingerprint[:12]}"
     )
-    template = _template(recipe, model, tokenizer)
+    template = resolve_chat_template(recipe.chat_template, tokenizer, model.kind)
     say(f"chat template {template.name}" if model.kind == "decoder" else f"texts of an {model.kind}")
     under: dict[str, tuple[str, ...]] = {}
     templates: dict[str, ChatTemplate] = {}
@@ -88,18 +88,6 @@ def set_up(
     return PreparedRun(
         recipe, model, tokenizer, template, data.splits, tuple(tasks), held_out, data.parts, data.heads, templates
     )
-
-
-def _template(recipe: Recipe, model: AdaptedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    """How conversations are written; bases that are no decoders read texts as they are."""
-    if model.kind == "decoder":
-        return resolve_chat_template(recipe.chat_template, tokenizer)
-    if recipe.chat_template != "auto":
-        raise UserError(
-            f"chat_template '{recipe.chat_template}': this base is an {model.kind}, which reads texts without roles",
-            hint="Leave chat_template out.",
-        )
-    return BARE
 
 
 def _template_of(
@@ -153,7 +141,7 @@ def _task(
     parts: Sequence[SplitData],
     head: HeadSettings | None,
 ) -> Task:
-    classes = len(head.labels) if head is not None and head.type != "verbalizer" else None
+    classes = head.classes if head is not None else None
     model.add(name, adapter.method, seed=mix_seed(adapter.training.seed, "start"), classes=classes)
     if adapter.init_from is not None:
         start_from(model, name, Path(adapter.init_from))

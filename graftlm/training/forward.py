@@ -117,6 +117,44 @@ def score_rows(model: AdaptedModel, rows: Sequence[RoutedRow], max_tokens: int) 
     return [score for score in scores if score is not None]
 
 
+@torch.no_grad()
+def class_log_probs(
+    model: AdaptedModel, rows: Sequence[RoutedRow], max_tokens: int, words: Mapping[Stack, Sequence[int]]
+) -> list[torch.Tensor]:
+    """log p of every class at each place where a row learns something, (places, classes); in the order of ``rows``.
+
+    The classes are those of the adapter's own head. Where a stack has none, ``words`` are the tokens of the language
+    head that stand for the classes, and p is a word's share of what they have together.
+    """
+    rows = with_virtual_tokens(model, rows)
+    found = [torch.empty(0)] * len(rows)
+    for order in plan_micro_batches(rows, max_tokens):
+        batch = build_micro_batch(model, rows, order)
+        hidden = _learnt_states(model, batch)
+        start = 0
+        for index, count in zip(order, batch.padded.counts, strict=True):
+            where = torch.arange(start, start + count, device=hidden.device)
+            start += count
+            stack = rows[index].stack
+            name = model.head_of(stack)
+            if name is None:
+                found[index] = _word_log_probs(model, batch, hidden, where, words[stack])
+            else:
+                found[index] = _class_log_probs(model, name, hidden[where])
+    return found
+
+
+def _word_log_probs(
+    model: AdaptedModel, batch: MicroBatch, hidden: torch.Tensor, where: torch.Tensor, words: Sequence[int]
+) -> torch.Tensor:
+    """log p of each of some tokens among them all, at the learnt places ``where``: (places, words)."""
+    each = where.repeat_interleave(len(words))
+    targets = torch.tensor(words, device=hidden.device).repeat(len(where))
+    routing = _head_routing(model, batch, each)
+    found = token_log_probs(model.score, hidden[each], targets, vocabulary=model.vocabulary, routing=routing)
+    return torch.log_softmax(found.view(len(where), len(words)), dim=-1)
+
+
 def _scores(model: AdaptedModel, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """log p of everything learnt (n,), whether it is the likeliest, and the likeliest class (−1 for tokens)."""
     hidden = _learnt_states(model, batch)
