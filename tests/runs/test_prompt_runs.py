@@ -141,7 +141,7 @@ def test_the_command_line_uses_the_template(done: tuple[PreparedRun, RunFolder, 
     assert not (tmp_path / "peft").exists()
     export([front], tmp_path / "front", peft=True)
     assert (tmp_path / "front" / "adapter_config.json").is_file()
-    with pytest.raises(UserError, match="is no change of weights, and cannot be merged"):
+    with pytest.raises(UserError, match="is no change of weights alone, and cannot be merged"):
         export([front], tmp_path / "merged")
     said = commands.invoke(
         app, ["chat", str(inside), "-m", "The cat is red.", "-m", "The dog is blue.", "--max-new-tokens", "4"]
