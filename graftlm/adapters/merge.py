@@ -66,7 +66,6 @@ def can_be_merged(adapter: Adapter) -> bool:
 
 @torch.no_grad()
 def _merged_copy(model: AdaptedModel, adapters: Sequence[str]) -> PreTrainedModel:
-    merged = _fresh_copy(model)
     updates: dict[str, list[Update]] = {}
     for name in adapters:
         adapter = model.adapter(name)
@@ -78,6 +77,7 @@ def _merged_copy(model: AdaptedModel, adapters: Sequence[str]) -> PreTrainedMode
             )
         for path, update in adapter.linear.items():
             updates.setdefault(path, []).append(update)
+    merged = _fresh_copy(model)
     for path, several in updates.items():
         _merge(_module_to_change(merged, model, path, updates), several)
     _tie_again(merged, model)
@@ -115,7 +115,8 @@ def _fresh_copy(model: AdaptedModel) -> PreTrainedModel:
     fresh: PreTrainedModel = type(base)(copy.deepcopy(base.config))
     nn.Module.to(fresh, device=model.device, dtype=model.dtype)
     fresh.load_state_dict(base.state_dict())
-    fresh.generation_config = copy.deepcopy(base.generation_config)
+    if hasattr(base, "generation_config"):  # models without a language head have none
+        fresh.generation_config = copy.deepcopy(base.generation_config)
     return fresh
 
 

@@ -236,27 +236,17 @@ class _Opener:
             )
         return template
 
-    def _head(self, stack: Stack) -> HeadSettings | None:
-        """What a stack predicts instead of text: the head of its topmost adapter that has one, or a verbalizer's."""
-        from graftlm.data.heads import HeadSettings
-
-        if not stack:
-            return None
-        owner = self.model.head_of(stack)
-        stored = self.model.notes.get((owner or stack[-1]).partition("@")[0], {}).get("head")
-        if stored is not None:
-            return HeadSettings.model_validate(stored)
-        return HeadSettings(type="classifier") if owner is not None else None  # one whose labels are not known
-
     def _default(self) -> ChatTemplate:
         from graftlm.data.templates import resolve_chat_template
 
         return resolve_chat_template(self.chat_template, self.tokenizer, self.model.kind)
 
     def _speaker(self, name: str | None, stack: Stack, template: ChatTemplate) -> Speaker:
+        from graftlm.evaluation.labels import stored_head
+
         stop = template.stop_text(self.tokenizer)
         ends = template.stop_ids(self.tokenizer), (stop,) if stop else ()
-        return Speaker(name, stack, template, *ends, head=self._head(stack))
+        return Speaker(name, stack, template, *ends, head=stored_head(self.model, stack))
 
 
 def _names(folder: Path) -> tuple[str, str | None]:

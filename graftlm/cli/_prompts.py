@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from graftlm.data.formats import Format, RowProblem, check, recognise
+from graftlm.data.formats import TAGS, WORDS, Format, RowProblem, check, recognise
 from graftlm.data.instances import Message
 from graftlm.data.readers import TEXT_SUFFIXES, read_rows
 from graftlm.errors import UserError
@@ -56,7 +56,7 @@ def read_prompts(
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     place = Path(path).expanduser()
     if not _is_text(place):
-        yield from read_rows(path)
+        yield from ((number, _with_words(row)) for number, row in read_rows(path))
         return
     try:
         lines = place.read_text(encoding="utf-8-sig").splitlines()
@@ -66,6 +66,14 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if not found:
         raise UserError(f"{path}: the file is empty", hint="Each line is a prompt.")
     yield from found
+
+
+def _with_words(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with a list of words that are still to be tagged, which are then its prompt."""
+    words = next((row[key] for key in WORDS if isinstance(row.get(key), list)), None)
+    if words is None or "prompt" in row or any(row.get(key) is not None for key in TAGS):
+        return row
+    return {**row, "prompt": " ".join(map(str, words))}
 
 
 def _is_text(path: Path) -> bool:

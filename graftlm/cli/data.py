@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,8 +11,10 @@ from graftlm.cli.console import console, parse_variables, print_warnings
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
 
-    from graftlm.data.prepare import PreparedData
+    from graftlm.data.heads import HeadSettings
+    from graftlm.data.prepare import Instances, PreparedData
     from graftlm.data.preview import TokenText
 
 app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
@@ -53,6 +55,7 @@ def preview(
     from graftlm.data.readers import find_sources
 
     find_sources(file)  # a misspelt path is told before torch is imported, which takes seconds
+    from graftlm.data.labelled import choose_rendering
     from graftlm.data.prepare import load_instances, prepare
     from graftlm.data.templates import resolve_chat_template
 
@@ -66,13 +69,24 @@ def preview(
             variables=parse_variables(variable or []),
             split=split,
         )
-    from graftlm.base.loading import load_tokenizer  # takes seconds, and a bad file is known without it
+    from graftlm.base.loading import base_kind, load_tokenizer  # takes seconds, and a bad file is known without it
 
     tokenizer = load_tokenizer(base)
-    template = resolve_chat_template(chat_template, tokenizer)
+    config = _config(base)
+    kind = "decoder" if config is None else base_kind(config)
+    template = resolve_chat_template(chat_template, tokenizer, kind)
     roles = train_on.split(",") if "," in train_on else train_on
     # A preview is there to show what is dropped, so it does not stop at a share of dropped rows.
-    data = prepare(loaded, template, tokenizer, max_length=max_length, train_on=roles, max_dropped=1.0)
+    rendering = choose_rendering(
+        kind,
+        _any_label(loaded) if kind == "encoder" else None,
+        template,
+        tokenizer,
+        max_length=max_length,
+        train_on=roles,
+        decoder_start=getattr(config, "decoder_start_token_id", None),
+    )
+    data = prepare(loaded, template, tokenizer, max_length=max_length, max_dropped=1.0, rendering=rendering)
     console.print(f"{file}: {data.summary}", markup=False, soft_wrap=True)
     if loaded.ignored:
         console.print(f"columns not used: {', '.join(loaded.ignored)}", style="dim", markup=False, soft_wrap=True)
@@ -80,46 +94,63 @@ def preview(
     console.print(f"template: {template.name}, sha256 {template.hash[:12]}; tokenizer of {base}\n", markup=False)
     _print_rows(console, data, tokenizer, rows, tokens)
     _print_totals(console, data)
-    if max_length is None:
-        _print_longer(console, data, base)
+    if max_length is None and config is not None:
+        _print_longer(console, data, base, config)
 
 
-def _print_longer(console: Console, data: PreparedData, base: str) -> None:
-    """Training cuts rows at the context; a preview shows them whole, and says so."""
+def _config(base: str) -> Any:
+    """The base's configuration, or None: a tokenizer alone will do for a preview."""
     from transformers import AutoConfig
 
-    from graftlm.base.loading import context_length, resolve_base
+    from graftlm.base.loading import resolve_base
 
     try:
-        context = context_length(AutoConfig.from_pretrained(resolve_base(base), trust_remote_code=False))
-    except (OSError, ValueError):  # a tokenizer alone will do for a preview
-        return
-    longer = sum(len(row.ids) > context for row in data.rows)
+        return AutoConfig.from_pretrained(resolve_base(base), trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+
+
+def _any_label(loaded: Instances) -> HeadSettings:
+    """The head that an encoder needs to have rows at all: of whatever labels the data has."""
+    from graftlm.data.heads import HeadSettings, labels_of
+
+    head = HeadSettings(type="tagger" if loaded.format.startswith("words and tags") else "classifier")
+    labels = {label for instance in loaded.items for label in labels_of(head, instance)}
+    return head.model_copy(update={"labels": tuple(sorted(labels))})
+
+
+def _print_longer(console: Console, data: PreparedData, base: str, config: Any) -> None:
+    """Training cuts rows at the context; a preview shows them whole, and says so."""
+    from graftlm.base.loading import context_length
+
+    context = context_length(config)
+    longer = sum(max(len(row.ids), len(row.source_ids or ())) > context for row in data.rows)
     if longer:
         text = f"{longer:,} rows are longer than the context of {base} ({context:,} tokens); training cuts them there"
         console.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
-def _print_rows(console: Console, data: PreparedData, tokenizer: object, rows: int, most: int) -> None:
+def _print_rows(console: Console, data: PreparedData, tokenizer: PreTrainedTokenizerBase, rows: int, most: int) -> None:
     from dataclasses import replace
 
-    from graftlm.data.preview import as_text, token_texts
+    from graftlm.data.preview import as_text, learnt_tokens, sequences, token_texts
 
     colour = console.is_terminal and not console.no_color
     if rows:
         how = "[bold black on green]green[/]" if colour else "⟦in brackets⟧"
         console.print(f"Learnt tokens are {how}; | parts tokens; · space, ⏎ new line, ³ three tokens for one sign.\n")
     for row in data.rows[:rows]:
-        head = f"{Path(row.source).name}, row {row.row}: {len(row.ids):,} tokens, {sum(row.supervised):,} learnt"
+        head = f"{Path(row.source).name}, row {row.row}: {row.tokens:,} tokens, {learnt_tokens(row):,} learnt"
         console.print(head, style="bold", markup=False)
-        shown = replace(row, ids=row.ids[:most], supervised=row.supervised[:most])
-        texts = token_texts(shown, tokenizer)  # type: ignore[arg-type]
-        if colour:
-            _print_coloured(console, texts)
-        else:
-            console.print(as_text(texts), markup=False, soft_wrap=True)
-        if len(row.ids) > most:
-            console.print(f"… {len(row.ids) - most:,} more tokens (--tokens {len(row.ids)} shows all)", style="dim")
+        for part in sequences(row):
+            texts = token_texts(replace(part, ids=part.ids[:most], supervised=part.supervised[:most]), tokenizer)
+            if colour:
+                _print_coloured(console, texts)
+            else:
+                console.print(as_text(texts), markup=False, soft_wrap=True)
+            if len(part.ids) > most:
+                more = f"… {len(part.ids) - most:,} more tokens (--tokens {len(part.ids)} shows all)"
+                console.print(more, style="dim")
         console.print()
 
 
@@ -142,7 +173,7 @@ def _print_totals(console: Console, data: PreparedData) -> None:
 
     total = totals(data)
     console.print("Row lengths in tokens", style="bold")
-    for line in draw(histogram([len(row.ids) for row in data.rows])):
+    for line in draw(histogram([row.tokens for row in data.rows])):
         console.print(line, markup=False)
     share = total.supervised / max(total.tokens, 1)
     console.print(f"shortest {total.shortest:,}, median {total.median:,}, longest {total.longest:,}\n")

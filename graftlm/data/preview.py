@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from graftlm.data.batches import EncodedRow
@@ -25,6 +25,22 @@ class TokenText:
     supervised: bool
     special: bool
     count: int = 1
+
+
+def sequences(row: EncodedRow) -> list[EncodedRow]:
+    """What is read and learnt, sequence by sequence: two of an encoder-decoder, and elsewhere one.
+
+    Where a head predicts something, the token that it reads counts as learnt.
+    """
+    source = row.source_ids or ()
+    learnt = row.supervised if row.targets is None else [target >= 0 for target in row.targets]
+    first = [replace(row, ids=source, supervised=[False] * len(source), source_ids=None)] if source else []
+    return [*first, replace(row, supervised=learnt, targets=None, source_ids=None)]
+
+
+def learnt_tokens(row: EncodedRow) -> int:
+    """How many tokens of a row are learnt, or read by a head."""
+    return sum(sum(part.supervised) for part in sequences(row))
 
 
 def token_texts(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> list[TokenText]:
@@ -146,8 +162,8 @@ class Totals:
 
 
 def totals(data: PreparedData) -> Totals:
-    lengths = sorted(len(row.ids) for row in data.rows)
-    learnt = sum(sum(row.supervised) for row in data.rows)
+    lengths = sorted(row.tokens for row in data.rows)
+    learnt = sum(learnt_tokens(row) for row in data.rows)
     if not lengths:
         return Totals(0, 0, 0, 0, 0)
     return Totals(sum(lengths), learnt, lengths[0], lengths[len(lengths) // 2], lengths[-1])

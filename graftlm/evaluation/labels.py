@@ -33,6 +33,19 @@ class Labels:
     cut: bool = False
 
 
+def stored_head(model: AdaptedModel, stack: Stack) -> HeadSettings | None:
+    """What loaded adapters predict instead of text: the topmost that has a head, or fills in words.
+
+    A head whose labels were not stored with it has none.
+    """
+    owner = model.head_of(stack)
+    for name in (owner,) if owner is not None else reversed(stack):
+        stored = model.notes.get(name.partition("@")[0], {}).get("head")
+        if stored is not None:
+            return HeadSettings.model_validate(stored)
+    return None if owner is None else HeadSettings(type="classifier")
+
+
 @dataclass(frozen=True, eq=False)
 class Predictor:
     """A stack that predicts labels, with the rendering that it was trained with.

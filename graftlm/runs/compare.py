@@ -255,7 +255,7 @@ class _Field:
         """What an adapter takes as training begins, on a fresh one: what only serves training is gone from a folder."""
         name = free_name("measured", self.model)
         head = entrant.head
-        classes = head.classes if head is not None else None
+        classes = head.classes if head is not None and entrant.recipe.head is not None else None
         adapter = self.model.add(name, entrant.recipe.method, classes=classes)
         task = replace(entrant.task, adapter=name)
         rows = task.rows[:: max(1, len(task.rows) // STEP_ROWS)][:STEP_ROWS]
@@ -278,7 +278,7 @@ def _notes(swept: bool, clean: bool, tuning: int, no_base: bool) -> list[str]:
     if not clean:
         notes.append(
             "The step that was kept in training was chosen by the loss on all held-out rows, those scored here "
-            "among them, which flatters every adapter a little. graftlm compare RECIPE keeps them apart."
+            "among them, which flatters every adapter a little. In a run that graftlm compare RECIPE trains it is not."
         )
     if no_base:
         notes.append("The base has no score: it has no head for this task.")

@@ -63,9 +63,12 @@ def render_data(
     tokenizer: PreTrainedTokenizerBase,
     template: ChatTemplate,
     templates: Mapping[str, ChatTemplate],
+    beneath: Mapping[str, HeadSettings | None],
     say: Callable[[str], None],
 ) -> RunData:
     """Render, cut and split what adapters learn from, each in its own of ``templates``, or else in the run's.
+
+    ``beneath``: what the adapters beneath each predict, for one that has no head of its own.
 
     ``say`` gets the account of each rendering.
     """
@@ -85,7 +88,7 @@ def render_data(
 
     for name, adapter in recipe.adapters.items():
         with part_of("adapter", name):
-            head = _head(adapter, found, model)
+            head = _head(adapter, beneath.get(name), found, model)
         if head is not None:
             result.heads[name] = head
         result.parts[name] = {key: split(key, head, name) for key in adapter.data}
@@ -96,16 +99,19 @@ def render_data(
     return result
 
 
-def _head(adapter: AdapterRecipe, found: dict[str, ReadData], model: AdaptedModel) -> HeadSettings | None:
-    """What an adapter predicts, with the labels of its data sets."""
-    if adapter.head is None:
+def _head(
+    adapter: AdapterRecipe, beneath: HeadSettings | None, found: dict[str, ReadData], model: AdaptedModel
+) -> HeadSettings | None:
+    """What an adapter predicts, with the labels of its data sets, or those of the head beneath it."""
+    head = adapter.head or beneath
+    if head is None:
         return None
-    if adapter.head.type == "verbalizer" and model.kind == "encoder" and not model.has_language_head:
+    if head.type == "verbalizer" and model.kind == "encoder" and not model.has_language_head:
         raise UserError(
             f"head: {model.name} has no language head that could fill in a word",
             hint="Use head: {type: classifier}, or a base with a masked language head.",
         )
-    return with_labels(adapter.head, [item for key in adapter.data for item in found[key].train.items])
+    return with_labels(head, [item for key in adapter.data for item in found[key].train.items])
 
 
 def _tell(title: str, split: SplitData, say: Callable[[str], None]) -> None:

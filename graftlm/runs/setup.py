@@ -17,6 +17,7 @@ from graftlm.data.instances import Instance
 from graftlm.data.prompt_template import PromptTemplate, is_prompt_template, prompt_template, template_from_dict
 from graftlm.data.templates import ChatTemplate, resolve_chat_template
 from graftlm.errors import UserError
+from graftlm.evaluation.labels import stored_head
 from graftlm.recipe import AdapterRecipe, Recipe
 from graftlm.runs.data import SplitData, part_of, read_data, render_data
 from graftlm.training.forward import RoutedRow
@@ -69,13 +70,15 @@ def set_up(
     say(f"chat template {template.name}" if model.kind == "decoder" else f"texts of an {model.kind}")
     under: dict[str, tuple[str, ...]] = {}
     templates: dict[str, ChatTemplate] = {}
+    beneath: dict[str, HeadSettings | None] = {}
     for name, adapter in recipe.adapters.items():
         with part_of("adapter", name):
             under[name] = tuple(_load_under(Path(folder), model) for folder in adapter.under)
+            beneath[name] = _head_beneath(adapter, under[name], model)
             templates[name] = _template_of(adapter, under[name], model, tokenizer, template)
         if templates[name] is not template:
             say(f"adapter {name}: template {templates[name].name}")
-    data = render_data(recipe, found, model, tokenizer, template, templates, say)
+    data = render_data(recipe, found, model, tokenizer, template, templates, beneath, say)
     tasks, held_out = [], {}
     for name, adapter in recipe.adapters.items():
         parts = list(data.parts[name].values())
@@ -123,6 +126,21 @@ def _template_of(
     return chosen
 
 
+def _head_beneath(adapter: AdapterRecipe, under: tuple[str, ...], model: AdaptedModel) -> HeadSettings | None:
+    """What an adapter without a head of its own predicts all the same: with the head that it is stacked on.
+
+    Raises:
+        UserError: the labels of that head are not known.
+    """
+    head = None if adapter.head is not None else stored_head(model, under)
+    if head is not None and not head.labels:
+        raise UserError(
+            f"under: {adapter.under[-1]} has a head, and its graftlm.json does not name the labels",
+            hint="Give the adapter a head of its own: head: {type: classifier}.",
+        )
+    return head
+
+
 def _check_virtual(model: AdaptedModel, task: Task, template: ChatTemplate) -> None:
     """See that a template with virtual tokens has those of all adapters of the stack."""
     if isinstance(template, PromptTemplate) and template.virtual != model.virtual_length(task.stack):
@@ -141,7 +159,7 @@ def _task(
     parts: Sequence[SplitData],
     head: HeadSettings | None,
 ) -> Task:
-    classes = head.classes if head is not None else None
+    classes = head.classes if head is not None and adapter.head is not None else None
     model.add(name, adapter.method, seed=mix_seed(adapter.training.seed, "start"), classes=classes)
     if adapter.init_from is not None:
         start_from(model, name, Path(adapter.init_from))

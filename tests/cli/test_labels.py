@@ -92,6 +92,21 @@ def test_labels_with_their_probability(cli: Cli, encoder_run: Path, tmp_path: Pa
             assert 0.5 <= record["probability"] <= 1
 
 
+def test_words_that_are_still_to_be_tagged(cli: Cli, encoder_run: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "words.jsonl", [{"tokens": ["the", "film"]}, {"words": ["a", "good", "film"], "tags": None}])
+    tags = encoder_run / "adapters" / "tags"
+    assert cli("generate", "words.jsonl", "--adapter", tags, "--out", "tags.jsonl").code == 0
+    assert [len(record["answer"].split()) for record in read(tmp_path / "tags.jsonl")] == [2, 3]
+
+
+def test_no_head_is_merged(cli: Cli, encoder_run: Path, tmp_path: Path) -> None:
+    ended = cli("export", encoder_run / "adapters" / "class", "--out", "merged")
+    assert (ended.code, "(lora with a head of its own) is no change of weights alone" in ended.err) == (2, True)
+    ended = cli("export", encoder_run / "adapters" / "word", "--out", "merged")
+    assert "BertForMaskedLM.from_pretrained" in ended.out
+    assert "graftlm chat" not in ended.out
+
+
 def test_labels_are_resumed(cli: Cli, encoder_run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     command = ["generate", "prompts.txt", "--adapter", encoder_run, "--out", "labels.jsonl"]

@@ -12,6 +12,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from graftlm import AdaptedModel
 from graftlm.base.loading import load_tokenizer
+from graftlm.cli._open import open_adapters
 from graftlm.errors import UserError
 from graftlm.generation.engine import Engine
 from graftlm.generation.requests import Request
@@ -163,3 +164,34 @@ def test_what_stands_before_a_row_must_fit_beside_it(encoder: str, tmp_path: Pat
     )
     with pytest.raises(UserError, match=r"adapter 'long': its 60 virtual tokens .* leave room for 4 tokens"):
         set_up(recipe)
+
+
+def test_an_adapter_without_a_head_predicts_with_the_one_beneath(tmp_path: Path) -> None:
+    """Its rows are those of the head, and not texts whose tokens would be taken for classes."""
+    (tmp_path / "first").mkdir()
+    head = {"type": "classifier", "labels": ["pos", "neg", "none"]}
+    _, first, _ = carry_out(recipe_of(tmp_path, "tiny", {"shared": {"head": head}}, max_steps=2), tmp_path / "first")
+    shared = first.adapters / "shared"
+    over = {"method": "prefix", "length": 2, "under": str(shared)}
+    recipe = recipe_of(tmp_path, "tiny", {"over": over}, max_steps=2)
+    run, out, _ = carry_out(recipe, tmp_path)
+    assert run.heads["over"].labels == ("pos", "neg", "none")
+    assert run.model.adapter("over").head is None
+    assert run.model.head_of(run.tasks[0].stack) == run.tasks[0].under[0]
+    assert {max(row.targets or ()) for row in run.tasks[0].rows} == {0, 1}
+    assert not (out.adapters / "over" / "head.safetensors").exists()
+    opened = open_adapters([out.adapters / "over"], device="cpu")
+    assert [speaker.head for speaker in opened.adapters] == [run.heads["over"]]
+    notes = json.loads((shared / "graftlm.json").read_text())
+    del notes["head"]
+    (shared / "graftlm.json").write_text(json.dumps(notes))
+    with pytest.raises(
+        UserError, match=r"adapter 'over': under: .*shared has a head, and its graftlm.json does not name"
+    ):
+        set_up(recipe)
+
+
+def test_labels_of_which_none_is_in_the_data(tmp_path: Path) -> None:
+    adapters = {"label": {"head": {"type": "classifier", "labels": ["good", "bad"]}}}
+    with pytest.raises(UserError, match=r"none of the labels \(good, bad\) is in the data; its answers are: neg, pos"):
+        set_up(recipe_of(tmp_path, "tiny", adapters))
