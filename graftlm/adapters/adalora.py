@@ -161,9 +161,9 @@ class Triplets(LowRank):
         """Take a step's gradients into the smoothed sensitivities and deviations."""
         for name in PARTS:
             parameter = self.get_parameter(name)
-            assert parameter.grad is not None
             sensitivity, deviation = self.get_buffer(f"sensitivity_{name}"), self.get_buffer(f"deviation_{name}")
-            now = (parameter * parameter.grad).abs()
+            # A layer that did not run has no gradient: it matters to nothing.
+            now = torch.zeros_like(parameter) if parameter.grad is None else (parameter * parameter.grad).abs()
             sensitivity.mul_(beta1).add_(now, alpha=1 - beta1)
             deviation.mul_(beta2).add_((now - sensitivity).abs(), alpha=1 - beta2)
 

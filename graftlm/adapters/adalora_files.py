@@ -11,12 +11,21 @@ from pydantic import BaseModel, Field
 from graftlm.adapters.adalora import PARTS, AdaLoRA, AdaLoRAAdapter, Triplets
 from graftlm.adapters.lora_files import target_modules
 from graftlm.adapters.method import Adapter, Update
-from graftlm.adapters.stored import Stored, checked, peft_task_type, register_peft_kind
+from graftlm.adapters.stored import (
+    CONFIG,
+    COPY_AGAIN,
+    PEFT_PREFIX,
+    WEIGHTS,
+    Stored,
+    checked,
+    does_not_fit,
+    missing_tensor,
+    peft_task_type,
+    register_peft_kind,
+    unknown_module,
+)
 from graftlm.base.places import LinearPlace, Places
 from graftlm.errors import UserError
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
 
 
 class PeftAdaLoRA(BaseModel):
@@ -36,7 +45,7 @@ def store_adalora(adapter: Adapter, places: Places, source: str) -> Stored:
     config = adapter.config
     assert isinstance(config, AdaLoRA)
     tensors = {
-        f"{PREFIX}{path}.{name}": update.get_parameter(name).detach()
+        f"{PEFT_PREFIX}{path}.{name}": update.get_parameter(name).detach()
         for path, update in adapter.triplets.items()
         for name in PARTS
     }
@@ -84,10 +93,7 @@ def restore_adalora(method: AdaLoRA | None, stored: Stored, places: Places, *, d
     kept = {key.removesuffix(".lora_E"): flags for key, flags in (peft.rank_pattern or {}).items()}
     unknown = next((path for path in parts if path not in places.linears), None)
     if unknown is not None:
-        raise UserError(
-            f"the adapter {stored.folder} changes {unknown}, which this base does not have",
-            hint=f"Its linear layers are {', '.join(list(places.linears)[:4])}, …: is it for another base?",
-        )
+        raise unknown_module(stored.folder, unknown, places)
     updates: dict[str, Update] = {}
     for path in places.linears:
         if path not in parts:
@@ -114,29 +120,26 @@ def restore_adalora(method: AdaLoRA | None, stored: Stored, places: Places, *, d
 def _parts(stored: Stored) -> dict[str, dict[str, torch.Tensor]]:
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in stored.tensors.items():
-        matched = re.fullmatch(r"base_model\.model\.(.+)\.(lora_[AEB])", key)
+        matched = re.fullmatch(re.escape(PEFT_PREFIX) + r"(.+)\.(lora_[AEB])", key)
         if matched is None:
             raise UserError(f"{stored.folder / WEIGHTS}: the key '{key}' is not of an AdaLoRA on linear layers")
         found.setdefault(matched[1], {})[matched[2]] = tensor
     for path, parts in found.items():
         for name in PARTS:
             if name not in parts:
-                raise UserError(
-                    f"{stored.folder / WEIGHTS}: {PREFIX}{path}.{name} is missing",
-                    hint="The file was cut short or written by something else; copy the adapter folder again.",
-                )
+                raise missing_tensor(stored.folder, f"{PEFT_PREFIX}{path}.{name}")
     if not found:
-        raise UserError(f"{stored.folder / WEIGHTS} holds no tensors")
+        raise UserError(f"{stored.folder / WEIGHTS} holds no tensors", hint=COPY_AGAIN)
     return found
 
 
 def _flags(stored: Stored, kept: dict[str, list[bool]], path: str, rank: int) -> torch.Tensor:
     """Which of the initial triplets a matrix still has; peft's keys may have the model's prefix."""
-    flags = torch.tensor(kept.get(path, kept.get(PREFIX + path, [True] * rank)), dtype=torch.bool)
+    flags = torch.tensor(kept.get(path, kept.get(PEFT_PREFIX + path, [True] * rank)), dtype=torch.bool)
     if len(flags) != rank:
         raise UserError(
             f"{stored.folder / CONFIG}: rank_pattern has {len(flags)} flags for {path}, and init_r is {rank}",
-            hint="The file was written by something else; copy the adapter folder again.",
+            hint=COPY_AGAIN,
         )
     return flags
 
@@ -147,8 +150,8 @@ def _check(
     rank = int(flags.sum())
     wanted = [(rank, place.in_features), (rank, 1), (place.out_features, rank)]
     if [tuple(part.shape) for part in (A, E, B)] != wanted:
-        raise UserError(
-            f"the adapter {stored.folder} does not fit this base: at {place.path} lora_A, lora_E and lora_B are "
-            f"{tuple(A.shape)}, {tuple(E.shape)}, {tuple(B.shape)}, and {wanted} is needed",
-            hint="It was trained on another base.",
+        raise does_not_fit(
+            stored.folder,
+            f"at {place.path} lora_A, lora_E and lora_B are {tuple(A.shape)}, {tuple(E.shape)}, {tuple(B.shape)}, "
+            f"and {wanted} is needed",
         )

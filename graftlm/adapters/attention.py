@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -42,8 +41,6 @@ class AttentionSite:
         self.prefixes: dict[str, KeyValues] = {}
         self.places = {place.module: place for place in places.attentions}
         self._before = set_attention(places.model, NAME)
-        for module in self.places:
-            _sites[module] = self
         shift = partial(_shift, context_length(places.model.config))
         self._handles = [
             module.register_forward_hook(shift, with_kwargs=True) for module in _position_embeddings(places.model)
@@ -53,8 +50,6 @@ class AttentionSite:
         """Give the base its own attention back."""
         for handle in self._handles:
             handle.remove()
-        for module in self.places:
-            _sites.pop(module, None)
         restore_attention(self._before)
 
     def owner_of_bias(self, place: AttentionPlace) -> Any:
@@ -62,9 +57,6 @@ class AttentionSite:
         like = [other for other in self.places.values() if (other.kind, other.source) == ("self", place.source)]
         owners = [other.module for other in (place, *like) if getattr(other.module, "has_relative_attention_bias", 0)]
         return owners[0] if owners and place.kind == "self" else None
-
-
-_sites: WeakKeyDictionary[nn.Module, AttentionSite] = WeakKeyDictionary()
 
 
 def check_attention(places: Places) -> None:
@@ -172,9 +164,10 @@ def attend(
     Gives (rows, queries, heads, width).
     """
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
-    site, call = _sites.get(module), current_call()
+    call = current_call()
+    site = None if call is None else call.attention
     served = None
-    if site is not None and call is not None and call.key_values:
+    if site is not None and call is not None and call.key_values and module in site.places:
         served = _serve(site, call, site.places[module], len(query), query.device)
     if site is None or call is None or served is None:
         return _attend(module, query, key, value, attention_mask, position_bias, is_causal=causal, **kwargs), None

@@ -63,7 +63,7 @@ class DoRA(Change):
 
     @torch.no_grad()
     def norm(self) -> torch.Tensor:
-        """‖W + sBA‖ of each output, (out,), by its three terms: no matrix of the weight's size is made."""
+        """‖W + sBA‖ of each output, (out,), by its three terms, so that BA is never made; in float32 or wider."""
         A, B = self.low_rank.factors()
         weight, scale = self._weight(), self.low_rank.scale
         dtype = torch.promote_types(A.dtype, torch.float32)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from graftlm.adapters.heads import ClassHead
 from graftlm.adapters.method import Adapter, MethodConfig, methods
-from graftlm.adapters.stored import PeftReader, Stored, checked, peft_readers
+from graftlm.adapters.stored import CONFIG, PEFT_PREFIX, WEIGHTS, PeftReader, Stored, checked, peft_readers
 from graftlm.base.files import write_folder
 from graftlm.base.tensors import unshared
 from graftlm.errors import UserError, unknown_name
@@ -28,11 +28,9 @@ from graftlm.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from graftlm.adapters.model import AdaptedModel
 
-CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "graftlm.json"
-HEAD = "head.safetensors"
+NOTES, HEAD = "graftlm.json", "head.safetensors"
 FORMAT = 1
 _OWN = (CONFIG, WEIGHTS, NOTES, HEAD, "README.md")  # peft writes a README.md
-_PREFIX = "base_model.model."
 
 
 def save_adapter(model: AdaptedModel, name: str, folder: Path, *, peft: bool = False) -> Path:
@@ -317,7 +315,7 @@ def _without_copies(
     own = model.base.state_dict()
     kept = {}
     for key, tensor in tensors.items():
-        path = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        path = key.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
         module = path.rpartition(".")[0]
         if path not in own or any(module == name or module.endswith("." + name) for name in trained):
             kept[key] = tensor

@@ -34,6 +34,10 @@ class Product:
     routing: Routing
     place: int
 
+    def drops(self, group: Group) -> bool:
+        """Whether a group's inputs are dropped out in this call."""
+        return group.dropout > 0.0 and group.name in self.routing.dropping
+
     def keep_mask(self, group: Group, span: Span, like: torch.Tensor) -> torch.Tensor | None:
         """Dropout factors of a group over one span, as wide as ``like``."""
         return self.routing.keep_mask(group.name, span, like.shape[-1], self.place, group.dropout, like)
@@ -79,13 +83,17 @@ def _forward(
         for span in group.spans:
             rows = _input(x, product, group, span, A.dtype)
             h = rows @ A.T
-            part = y[span.start : span.stop]
-            if part.dtype == B.dtype:
-                part.addmm_(h, B.T, alpha=group.scale)
-            else:
-                part += (group.scale * (h @ B.T)).to(part.dtype)
+            add_outer(y[span.start : span.stop], h, B, group.scale)
             inner.append(h)
     return inner
+
+
+def add_outer(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float) -> None:
+    """Add scale · h Bᵀ to y (tokens, out) in place; h (tokens, r), B (out, r)."""
+    if y.dtype == h.dtype == B.dtype:
+        y.addmm_(h, B.T, alpha=scale)
+    else:
+        y += (scale * (h @ B.T)).to(y.dtype)
 
 
 def _input(x: torch.Tensor, product: Product, group: Group, span: Span, dtype: torch.dtype) -> torch.Tensor:
@@ -121,12 +129,12 @@ def _backward(
                 gB.addmm_(g.T, h, alpha=group.scale)
             if gx is not None:
                 part = gx[span.start : span.stop]
-                mask = product.keep_mask(group, span, part)
-                if mask is None and part.dtype == A.dtype:
+                if not product.drops(group) and part.dtype == A.dtype:
                     part.addmm_(gh, A)
                 else:
-                    update = (gh @ A).to(part.dtype)
-                    part += update if mask is None else update * mask
+                    update = gh @ A
+                    mask = product.keep_mask(group, span, update)
+                    part += (update if mask is None else update * mask).to(part.dtype)
         gradients += [gA, gB]
     return gradients
 

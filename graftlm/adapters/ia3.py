@@ -18,12 +18,22 @@ from transformers.pytorch_utils import Conv1D
 
 from graftlm.adapters.lora import ALL_LINEAR, select_linears
 from graftlm.adapters.method import Adapter, Change, MethodConfig, Update, register_method
-from graftlm.adapters.stored import Stored, checked, peft_task_type, register_peft_kind
+from graftlm.adapters.stored import (
+    CONFIG,
+    COPY_AGAIN,
+    PEFT_PREFIX,
+    WEIGHTS,
+    Stored,
+    checked,
+    does_not_fit,
+    missing_tensor,
+    peft_task_type,
+    register_peft_kind,
+    unknown_module,
+)
 from graftlm.base.keys_values import key_value_units
 from graftlm.base.places import LinearPlace, Places
 from graftlm.errors import UserError
-
-PREFIX = "base_model.model."
 
 
 @register_method
@@ -73,7 +83,9 @@ class IA3(MethodConfig):
         """As peft writes it: vectors (out, 1), or (1, in) at feed-forward layers."""
         scaled_inputs = [path for path, update in adapter.linear.items() if isinstance(update, InputScale)]
         tensors = {
-            f"{PREFIX}{path}.ia3_l": update.vector().detach().reshape((1, -1) if path in scaled_inputs else (-1, 1))
+            f"{PEFT_PREFIX}{path}.ia3_l": update.vector()
+            .detach()
+            .reshape((1, -1) if path in scaled_inputs else (-1, 1))
             for path, update in adapter.linear.items()
             if isinstance(update, (InputScale, OutputScale))
         }
@@ -109,26 +121,19 @@ def read_ia3(stored: Stored, places: Places, *, device: torch.device) -> Adapter
 
 
 def _restored(method: IA3 | None, stored: Stored, places: Places, device: torch.device) -> Adapter:
-    config = checked(_PeftIA3, stored.peft or {}, stored.folder / "adapter_config.json")
+    config = checked(_PeftIA3, stored.peft or {}, stored.folder / CONFIG)
     updates: dict[str, Update] = {}
     inputs: list[str] = []
     parts = method._outputs(places) if method is not None else {}
     for key, tensor in stored.tensors.items():
-        path = key.removeprefix(PREFIX).removesuffix(".ia3_l")
+        path = key.removeprefix(PEFT_PREFIX).removesuffix(".ia3_l")
         if path == key or path not in places.linears:
-            raise UserError(
-                f"the adapter {stored.folder} changes {path}, which this base does not have",
-                hint=f"Its linear layers are {', '.join(list(places.linears)[:4])}, …: is it for another base?",
-            )
+            raise unknown_module(stored.folder, path, places)
         place = places.linears[path]
         scales_input = _named(path, config.feedforward_modules)
         wanted = (1, place.in_features) if scales_input else (place.out_features, 1)
         if tuple(tensor.shape) != wanted:
-            raise UserError(
-                f"the adapter {stored.folder} does not fit this base: {key} is {tuple(tensor.shape)}, "
-                f"and {wanted} is needed",
-                hint="It was trained on another base.",
-            )
+            raise does_not_fit(stored.folder, f"{key} is {tuple(tensor.shape)}, and {wanted} is needed")
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         vector = tensor.reshape(-1).to(device, dtype)
         units = parts.get(path)
@@ -138,12 +143,10 @@ def _restored(method: IA3 | None, stored: Stored, places: Places, device: torch.
             updates[path] = OutputScale(vector if units is None else vector[units.to(device)], units, len(vector))
         inputs += [path] if scales_input else []
     missing = [path for path in places.linears if path not in updates and _targeted(path, config.target_modules)]
-    if missing or not updates:
-        what = f"{PREFIX}{missing[0]}.ia3_l is missing" if missing else "holds no tensors"
-        raise UserError(
-            f"the adapter {stored.folder}: {what}",
-            hint="The file was cut short or written by something else; copy the adapter folder again.",
-        )
+    if missing:
+        raise missing_tensor(stored.folder, f"{PEFT_PREFIX}{missing[0]}.ia3_l")
+    if not updates:
+        raise UserError(f"{stored.folder / WEIGHTS} holds no tensors", hint=COPY_AGAIN)
     ordered = {path: updates[path] for path in places.linears if path in updates}
     outputs = [path for path in ordered if path not in inputs]
     return Adapter(method or IA3(targets=outputs or list(ordered), feed_forward=inputs), ordered)

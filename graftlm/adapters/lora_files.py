@@ -16,7 +16,20 @@ from graftlm.adapters.lora import LoRA, LoRAAdapter, embeddings_of, low_rank_emb
 from graftlm.adapters.lora_embedding import LowRankEmbedding
 from graftlm.adapters.method import Adapter, LowRank, Update
 from graftlm.adapters.own_module import OwnModule, own_copy
-from graftlm.adapters.stored import Stored, checked, fill, peft_task_type, register_peft_kind
+from graftlm.adapters.stored import (
+    CONFIG,
+    COPY_AGAIN,
+    PEFT_PREFIX,
+    WEIGHTS,
+    Stored,
+    checked,
+    does_not_fit,
+    fill,
+    missing_tensor,
+    peft_task_type,
+    register_peft_kind,
+    unknown_module,
+)
 from graftlm.base.places import LinearPlace, ModulePlace, Places
 from graftlm.errors import UserError
 
@@ -137,10 +150,6 @@ def _factors_of(update: Update) -> LowRank | LowRankEmbedding:
     return found
 
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-
-
 def low_rank_updates(adapter: Adapter) -> dict[str, LowRank]:
     """The plain low-rank updates of an adapter, by path."""
     return {path: update for path, update in adapter.linear.items() if isinstance(update, LowRank)}
@@ -151,13 +160,15 @@ def store_lora(adapter: Adapter, places: Places, source: str) -> Stored:
     tensors: dict[str, torch.Tensor] = {}
     for path, update in adapter.linear.items():
         if isinstance(update, OwnModule):
-            tensors |= {f"{PREFIX}{path}.{key}": tensor for key, tensor in update.module.state_dict().items()}
+            tensors |= {f"{PEFT_PREFIX}{path}.{key}": tensor for key, tensor in update.module.state_dict().items()}
             continue
         factors = _factors_of(update)
         names = _EMBEDDING_NAMES if isinstance(factors, LowRankEmbedding) else _LINEAR_NAMES
-        tensors |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in zip(names, factors.factors(), strict=True)}
+        tensors |= {
+            f"{PEFT_PREFIX}{path}.{name}": tensor for name, tensor in zip(names, factors.factors(), strict=True)
+        }
         if isinstance(update, DoRA):
-            tensors[f"{PREFIX}{path}.{_MAGNITUDE}"] = update.magnitude
+            tensors[f"{PEFT_PREFIX}{path}.{_MAGNITUDE}"] = update.magnitude
     return Stored(tensors, _write_peft_config(adapter, places, source))
 
 
@@ -222,7 +233,7 @@ def _copies(
     own: dict[str, Update] = {}
     for path, tensors in copies.items():
         if path not in every:
-            raise _unknown_place(places, folder, path)
+            raise unknown_module(folder, path, places)
         dtype = torch.promote_types(next(iter(tensors.values())).dtype, torch.float32)
         own[path] = update = own_copy(every[path], dtype, device)
         fill(update.module, tensors, folder)
@@ -236,12 +247,12 @@ def _by_path(
     found: dict[str, dict[str, torch.Tensor]] = {}
     copies: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
-        path, _, name = key.removeprefix(PREFIX).rpartition(".")
+        path, _, name = key.removeprefix(PEFT_PREFIX).rpartition(".")
         matched = _KEY.fullmatch(key)
         if matched is not None:
             part = "magnitude" if matched["part"] == "magnitude_vector" else matched["part"]
             found.setdefault(matched["path"], {})[part] = tensor
-        elif key.startswith(PREFIX) and ".lora_" not in key:
+        elif key.startswith(PEFT_PREFIX) and ".lora_" not in key:
             copies.setdefault(path, {})[name] = tensor
         else:
             raise UserError(f"{folder / WEIGHTS}: the key '{key}' is not of a LoRA")
@@ -249,25 +260,24 @@ def _by_path(
         for part in ("A", "B", "magnitude") if with_magnitudes else ("A", "B"):
             if part not in parts:
                 name = _MAGNITUDE if part == "magnitude" else f"lora_{part}.weight"
-                raise UserError(
-                    f"{folder / WEIGHTS}: {PREFIX}{path}.{name} is missing",
-                    hint="The file was cut short or written by something else; copy the adapter folder again.",
-                )
+                raise missing_tensor(folder, f"{PEFT_PREFIX}{path}.{name}")
         if "magnitude" in parts and not with_magnitudes:
             raise UserError(f"{folder / WEIGHTS}: {path} has a {_MAGNITUDE}, but {CONFIG} does not set use_dora")
     if not found:
-        raise UserError(f"{folder / WEIGHTS} holds no tensors")
+        raise UserError(f"{folder / WEIGHTS} holds no tensors", hint=COPY_AGAIN)
     return found, copies
 
 
-_KEY = re.compile(re.escape(PREFIX) + r"(?P<path>.+)\.lora_(?:embedding_)?(?P<part>[AB]|magnitude_vector)(?:\.weight)?")
+_KEY = re.compile(
+    re.escape(PEFT_PREFIX) + r"(?P<path>.+)\.lora_(?:embedding_)?(?P<part>[AB]|magnitude_vector)(?:\.weight)?"
+)
 
 
 def _place(places: Places, folder: Path, path: str, parts: Mapping[str, torch.Tensor]) -> ModulePlace:
     embeddings = embeddings_of(places)
     place: ModulePlace | None = places.linears.get(path) or embeddings.get(path)
     if place is None:
-        raise _unknown_place(places, folder, path)
+        raise unknown_module(folder, path, places)
     if isinstance(place, LinearPlace):
         wanted = (place.in_features, place.out_features)
     else:
@@ -277,19 +287,11 @@ def _place(places: Places, folder: Path, path: str, parts: Mapping[str, torch.Te
     if "magnitude" in parts:
         fits = fits and parts["magnitude"].shape == (wanted[1],)
     if not fits:
-        raise UserError(
-            f"the adapter {folder} does not fit this base: at {path} the base is {wanted[1]} × {wanted[0]}, "
-            f"but lora_B lora_A is {tuple(B.shape)} {tuple(A.shape)}",
-            hint="It was trained on another base.",
+        raise does_not_fit(
+            folder,
+            f"at {path} the base is {wanted[1]} × {wanted[0]}, but lora_B lora_A is {tuple(B.shape)} {tuple(A.shape)}",
         )
     return place
-
-
-def _unknown_place(places: Places, folder: Path, path: str) -> UserError:
-    return UserError(
-        f"the adapter {folder} changes {path}, which this base does not have",
-        hint=f"Its linear layers are {', '.join(list(places.linears)[:4])}, …: is it for another base?",
-    )
 
 
 def _method_of(peft: PeftLoRA, found: Mapping[str, Mapping[str, torch.Tensor]], copies: list[str]) -> LoRA:

@@ -79,7 +79,9 @@ class MethodConfig(BaseModel):
         Raises:
             UserError: a tensor is missing, too much, or of another shape.
         """
-        dtype = torch.promote_types(next(iter(stored.tensors.values())).dtype, torch.float32)
+        dtype = torch.float32
+        for tensor in stored.tensors.values():
+            dtype = torch.promote_types(tensor.dtype, dtype)
         adapter = self.build(places, seed=0, dtype=dtype, device=device)
         fill(adapter, stored.tensors, stored.folder)
         return adapter
@@ -123,6 +125,13 @@ class LowRank(nn.Module):
         """The rank of the trained product."""
         return self.lora_A.shape[0]
 
+    def plain_factors(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A and B where they are the whole update, quickly; else None."""
+        A, B = self._parameters["lora_A"], self._parameters["lora_B"]
+        if A is None or B is None or type(self) is not LowRank or self._buffers["start_A"] is not None:
+            return None
+        return A, B
+
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A (r, in) and B (out, r) of the whole update; r is twice the rank where a start is subtracted."""
         if self.start_A is None or self.start_B is None:
@@ -161,9 +170,9 @@ class Change(nn.Module):
         """Like ``forward``; ``kept`` is x with a share set to 0 and the rest scaled up."""
         raise NotImplementedError
 
-    @abstractmethod
     def merge_into(self, module: nn.Module) -> None:
         """Write the update into the weights of a module, which is a copy of the base's (without gradients)."""
+        raise NotImplementedError
 
 
 class SublayerChange(nn.Module):

@@ -158,9 +158,9 @@ class AdaptedModel:
         """Take an adapter away; places that no adapter uses any more are as they were."""
         adapter = self.adapter(name)
         self.drop_views(name)
+        self._sites.detach(name, adapter)
         if name in self._views:
             return self._views.pop(name)
-        self._sites.detach(name, adapter)
         self.notes.pop(name, None)
         return self._adapters.pop(name)
 
@@ -329,7 +329,9 @@ class AdaptedModel:
         call = Call(routing, key_values)
         if prefixes is not None:
             encoders = None if inputs.target is None else inputs.positions()
-            call = Call(routing, key_values, tuple(prefixes), inputs.target_positions(), encoders)
+            call = Call(
+                routing, key_values, self._sites.attention, tuple(prefixes), inputs.target_positions(), encoders
+            )
         with during(call):
             output = module(input_ids=inputs.ids, attention_mask=inputs.mask, **kwargs)
         return realigned(output, inputs)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graftlm.adapters.grouped import Group, Product, adapted_linear, add_low_rank, add_to_spans
+from graftlm.adapters.grouped import Group, Product, adapted_linear, add_low_rank, add_outer, add_to_spans
 from graftlm.adapters.method import Change, LowRank, Update
 from graftlm.adapters.routing import Routing, Span, current_routing
 from graftlm.base.places import LinearPlace, ModulePlace
@@ -39,7 +39,7 @@ class ModuleSite:
             return self._base_forward(x, *args, **kwargs)
         if routing.whole is not None and not torch.is_grad_enabled():
             update = self.updates.get(routing.whole)
-            if type(update) is LowRank and (y := self._served(x, routing.tokens, update)) is not None:
+            if isinstance(update, LowRank) and (y := self._served(x, routing.tokens, update)) is not None:
                 return y
         names = [name for name in routing.spans if name in self.updates]
         if not names:
@@ -65,19 +65,20 @@ class ModuleSite:
 
         None where it does not lead: at other modules than linear layers, in other precisions, or with a start.
         """
-        place, A, B = self.place, update._parameters["lora_A"], update._parameters["lora_B"]
-        if not isinstance(place, LinearPlace) or A is None or B is None or update._buffers["start_A"] is not None:
+        place, factors = self.place, update.plain_factors()
+        if factors is None or not isinstance(place, LinearPlace):
             return None
+        A, B = factors
         if x.numel() != tokens * place.in_features or A.dtype != x.dtype or B.dtype != x.dtype:
             return None
-        if tokens >= self._merged_from:
+        # In half precision a small update would be lost in the rounding of W + sBA.
+        if tokens >= self._merged_from and x.dtype in (torch.float32, torch.float64):
             weight = place.dense_weight()
-            if weight is not None and weight.dtype == x.dtype:
+            if weight is not None and weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type):
                 merged = torch.addmm(weight, B, A, alpha=update.scale)
                 return nn.functional.linear(x, merged, _bias(place.module))
         y = self._base_forward(x)
-        inner = nn.functional.linear(x, A).view(tokens, -1)
-        y.view(tokens, -1).addmm_(inner, B.T, alpha=update.scale)
+        add_outer(y.view(tokens, -1), nn.functional.linear(x, A).view(tokens, -1), B, update.scale)
         return y
 
     def _by_token(self, x: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Size]:

@@ -170,10 +170,11 @@ class PrefixTable(KeyValues):
             self._kept = None
             return self._split(self.table())
         state = tuple((id(p), p.data_ptr(), p._version, p.dtype) for p in self.parameters())
-        if self._kept is None or self._kept[0] != state:
+        kept = self._kept  # once: another thread may change it
+        if kept is None or kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = (state, self._split(self.table()))
-        return self._kept[1]
+                self._kept = kept = (state, self._split(self.table()))
+        return kept[1]
 
     def _split(self, table: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         parts = [

@@ -13,15 +13,23 @@ from pydantic import BaseModel, Field
 
 from graftlm.adapters.method import Adapter
 from graftlm.adapters.prefix import Prefix, PrefixTable, side
-from graftlm.adapters.stored import Stored, checked, register_peft_kind
+from graftlm.adapters.stored import (
+    CONFIG,
+    COPY_AGAIN,
+    WEIGHTS,
+    Stored,
+    checked,
+    does_not_fit,
+    missing_tensor,
+    peft_task_type,
+    register_peft_kind,
+)
 from graftlm.base.attentions import AttentionPlace
-from graftlm.base.loading import base_kind, context_length
+from graftlm.base.loading import context_length
 from graftlm.base.places import Places
 from graftlm.errors import UserError
 
 KEY = "prompt_embeddings"
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
 class PeftPrefix(BaseModel):
@@ -43,7 +51,7 @@ def store_prefix(adapter: Adapter, places: Places, source: str) -> Stored:
     both = places.model.config.is_encoder_decoder
     settings: dict[str, Any] = {
         "peft_type": "PREFIX_TUNING",
-        "task_type": _TASKS[base_kind(places.model.config)],
+        "task_type": peft_task_type(places),
         "base_model_name_or_path": source,
         "inference_mode": True,
         "num_virtual_tokens": config.length,
@@ -120,21 +128,17 @@ def _to_slots(table: torch.Tensor, layers: int) -> torch.Tensor | None:
 
 def _from_slots(table: torch.Tensor, layers: int, stored: Stored) -> torch.Tensor:
     if table.shape[1] % (2 * layers):
-        raise UserError(
-            f"the adapter {stored.folder} does not fit this base: {KEY} is {tuple(table.shape)}, and its width is no "
-            f"multiple of twice the {layers} layers",
-            hint="It was trained on another base.",
+        raise does_not_fit(
+            stored.folder,
+            f"{KEY} is {tuple(table.shape)}, and its width is no multiple of twice the {layers} layers",
         )
     return table.reshape(len(table), 2 * layers, -1)[:, _slots(layers)].flatten(1)
 
 
 def _table(stored: Stored) -> torch.Tensor:
     """The one tensor of a folder."""
-    if set(stored.tensors) != {KEY}:
-        wrong = next((key for key in sorted(stored.tensors) if key != KEY), None)
-        raise UserError(
-            f"{stored.folder / WEIGHTS}: "
-            + (f"{KEY} is missing" if KEY not in stored.tensors else f"the key '{wrong}' is not of a prefix"),
-            hint="The file was cut short or written by something else; copy the adapter folder again.",
-        )
+    if KEY not in stored.tensors:
+        raise missing_tensor(stored.folder, KEY)
+    for key in sorted(stored.tensors.keys() - {KEY}):
+        raise UserError(f"{stored.folder / WEIGHTS}: the key '{key}' is not of a prefix", hint=COPY_AGAIN)
     return stored.tensors[KEY]

@@ -10,16 +10,13 @@ from pydantic import BaseModel, Field
 from torch import nn
 
 from graftlm.adapters.method import VirtualTokens
-from graftlm.adapters.stored import Stored, checked
+from graftlm.adapters.stored import CONFIG, WEIGHTS, Stored, checked, does_not_fit, missing_tensor, peft_task_type
 from graftlm.adapters.virtual import MOST_VIRTUAL_TOKENS
 from graftlm.base.loading import base_kind
 from graftlm.base.places import Places
 from graftlm.errors import UserError
 
 KEY = "prompt_embeddings"
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-#: peft's name for each kind of base; it has none for masked language models, and this one puts the vectors in front.
-_TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
 class Vectors(VirtualTokens):
@@ -52,7 +49,7 @@ def store_vectors(
         vectors = torch.cat([vectors, torch.zeros_like(vectors)])
     config = {
         "peft_type": kind,
-        "task_type": _TASKS[base],
+        "task_type": peft_task_type(places),
         "base_model_name_or_path": source,
         "inference_mode": True,
         "num_virtual_tokens": virtual.length,
@@ -76,10 +73,7 @@ def restore_vectors(stored: Stored, length: int | None, places: Places, *, devic
     if places.embedding is None:
         raise UserError(f"{type(places.model).__name__} has no input embedding for virtual tokens")
     if KEY not in stored.tensors:
-        raise UserError(
-            f"{folder / WEIGHTS}: {KEY} is missing",
-            hint="The file was cut short or written by something else; copy the adapter folder again.",
-        )
+        raise missing_tensor(folder, KEY)
     extra = sorted(stored.tensors.keys() - {KEY})
     if extra:
         raise UserError(f"{folder / WEIGHTS}: besides {KEY} it holds {extra[0]}, which graftlm cannot read")
@@ -88,10 +82,6 @@ def restore_vectors(stored: Stored, length: int | None, places: Places, *, devic
     if base_kind(places.model.config) == "encoder-decoder":
         shapes.append((2 * length, places.embedding.width))
     if tuple(values.shape) not in shapes:
-        raise UserError(
-            f"the adapter {folder} does not fit this base: {KEY} is {tuple(values.shape)}, and "
-            f"{' or '.join(map(str, shapes))} is needed",
-            hint="It was trained on another base.",
-        )
+        raise does_not_fit(folder, f"{KEY} is {tuple(values.shape)}, and {' or '.join(map(str, shapes))} is needed")
     dtype = torch.promote_types(values.dtype, torch.float32)
     return Vectors(values[:length].to(device, dtype, copy=True))

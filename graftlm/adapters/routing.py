@@ -13,9 +13,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+if TYPE_CHECKING:
+    from graftlm.adapters.attention import AttentionSite
 
 Stack = tuple[str, ...]
 RowAdapters = str | Stack | None
@@ -206,13 +209,14 @@ KeyValues = Mapping[str, Mapping[str, tuple[torch.Tensor, torch.Tensor]]]
 class Call:
     """What a running call goes by: its routing, and the keys and values that adapters bring, by adapter and path.
 
-    Where there are such: ``shifts``, by how much each row's positions shift; ``positions`` (rows, length) of the
+    Where there are such: ``attention`` puts them before the rows' own; ``shifts``, by how much each row's positions shift; ``positions`` (rows, length) of the
     tokens in their own row, unshifted, and ``source_positions`` of the encoder's. ``memo`` holds what attention
     works out once for all layers.
     """
 
     routing: Routing
     key_values: KeyValues
+    attention: AttentionSite | None = None
     shifts: tuple[int, ...] = ()
     positions: torch.Tensor | None = None
     source_positions: torch.Tensor | None = None

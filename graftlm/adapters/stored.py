@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from graftlm.base.places import Places
 
 
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: Before the path of every module in the names of peft's tensors.
+PEFT_PREFIX = "base_model.model."
+COPY_AGAIN = "The file was cut short or written by something else; copy the adapter folder again."
+
+
 @dataclass(frozen=True)
 class Stored:
     """Tensors by name, and peft's adapter_config.json where peft has such a kind of adapter.
@@ -46,23 +52,38 @@ def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path | 
     Raises:
         UserError: one is missing, too much, or of another shape.
     """
-    where = f"the adapter {folder}" if folder is not None else "the adapter"
+    where = "the adapter" if folder is None else f"the adapter {folder}"
     own = own_tensors(module)
     missing, extra = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     if missing or extra:
         name = min(missing or extra)
         raise UserError(
             f"{where}: the tensor {name} is {'missing' if missing else 'of no use to this method'}",
-            hint="The file was cut short or written by something else; copy the adapter folder again.",
+            hint=COPY_AGAIN,
         )
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
-            raise UserError(
-                f"{where} does not fit this base: {name} is {tuple(tensors[name].shape)}, "
-                f"and {tuple(tensor.shape)} is needed",
-                hint="It was trained on another base.",
-            )
+            raise does_not_fit(folder, f"{name} is {tuple(tensors[name].shape)}, and {tuple(tensor.shape)} is needed")
         tensor.copy_(tensors[name])
+
+
+def missing_tensor(folder: Path, key: str) -> UserError:
+    """The error for a tensor that a folder should hold."""
+    return UserError(f"{folder / WEIGHTS}: {key} is missing", hint=COPY_AGAIN)
+
+
+def does_not_fit(folder: Path | None, what: str) -> UserError:
+    """The error for a tensor of another shape than the base's."""
+    where = "the adapter" if folder is None else f"the adapter {folder}"
+    return UserError(f"{where} does not fit this base: {what}", hint="It was trained on another base.")
+
+
+def unknown_module(folder: Path, path: str, places: Places) -> UserError:
+    """The error for a module that the base does not have."""
+    return UserError(
+        f"the adapter {folder} changes {path}, which this base does not have",
+        hint=f"Its linear layers are {', '.join(list(places.linears)[:4])}, …: is it for another base?",
+    )
 
 
 class PeftReader(Protocol):

@@ -6,6 +6,7 @@ function that takes notes. Families that do not go through the interface have no
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,14 +52,8 @@ def find_attentions(model: PreTrainedModel, blocks: tuple[str, ...]) -> tuple[At
     found: dict[str, AttentionPlace] = {}
 
     def note(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        softcap: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
+        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None
+    ) -> None:
         path = paths[module]
         queries, keys = query.shape[2], key.shape[2]
         found[path] = AttentionPlace(
@@ -70,15 +65,36 @@ def find_attentions(model: PreTrainedModel, blocks: tuple[str, ...]) -> tuple[At
             key.shape[1],
             key.shape[3],
             value.shape[3],
-            kwargs.get("sliding_window"),
+            window,
         )
-        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
 
-    AttentionInterface.register(PROBE, note)
-    AttentionMaskInterface.register(PROBE, sdpa_mask)
-    with attention_computed_by(model, PROBE):
-        model(**probe_inputs(model))
+    _probing.note = note
+    try:
+        with attention_computed_by(model, PROBE):
+            model(**probe_inputs(model))
+    finally:
+        del _probing.note
     return tuple(found.values())
+
+
+_probing = threading.local()  # transformers keeps the function for good: it must not hold a model
+
+
+def _attend_and_note(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    _probing.note(module, query, key, value, kwargs.get("sliding_window"))
+    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+
+
+AttentionInterface.register(PROBE, _attend_and_note)
+AttentionMaskInterface.register(PROBE, sdpa_mask)
 
 
 @contextmanager

@@ -23,9 +23,14 @@ def key_value_units(places: Places) -> dict[str, torch.Tensor]:
     """The numbers of the outputs (int64, ascending, on the CPU) that are keys or values, by linear layer.
 
     Raises:
-        UserError: an attention has none, or not as many keys as values.
+        UserError: the base has no attention, or one has none, or not as many keys as values.
     """
     attentions = [sublayer for sublayer in places.sublayers if sublayer.kind != "feed_forward"]
+    if not attentions:
+        raise UserError(
+            f"{type(places.model).__name__} has no attention, and so no keys and values to scale",
+            hint="Name the layers to scale in targets, or use another method, such as lora.",
+        )
     leaves: dict[str, torch.Tensor] = {}
     attended: list[torch.Tensor] = []
     handles = []

@@ -63,7 +63,7 @@ class LinearPlace(ModulePlace):
 class Sublayer:
     """Attention or feed-forward of one block.
 
-    ``linears``: its linear layers by path, in the order of execution. ``output``: the module that gives h, which is
+    ``linears``: its linear layers that are called, by path, in the order of execution. ``output``: the module that gives h, which is
     added to the residual stream x: the last linear layer, or a norm right behind it (Gemma). ``norm_before``: the
     norm whose input is x, or None where x is what the first linear layer is given (post-norm). ``norm_after``: the
     norm of x + h (post-norm), or None. ``width``: of h and x.
@@ -294,13 +294,16 @@ def _sublayers(
             groups.setdefault((place.block, owner), []).append(place)
     ran = {call.path for call in calls}
     found = []
-    for (block, owner), places in groups.items():
+    for (block, owner), members in groups.items():
+        places = [place for place in members if place.path in ran]  # Mamba has one whose weight alone is used
+        if not places:
+            continue
         paths = tuple(place.path for place in places)
         if not owner:
             kind: SublayerKind = "feed_forward"
         else:
             kind = "cross_attention" if len({place.source for place in places}) == 2 else "attention"
-        flow = _flow(calls, paths) if ran.issuperset(paths) else _Flow(paths[-1], None, None)
+        flow = _flow(calls, paths)
         width, source = places[-1].out_features, places[-1].source
         found.append(Sublayer(kind, block, paths, flow.output, flow.norm_before, flow.norm_after, width, source))
     order = ("attention", "cross_attention", "feed_forward")

@@ -154,7 +154,8 @@ def find_adapters(folders: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: there is no such folder, or no adapter in it.
     """
-    from graftlm.adapters.files import CONFIG, is_adapter_folder, read_json
+    from graftlm.adapters.files import is_adapter_folder, read_json
+    from graftlm.adapters.stored import CONFIG
 
     found: dict[Path, Path] = {}
     for folder in folders:

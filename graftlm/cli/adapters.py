@@ -27,7 +27,8 @@ def list_adapters(
     """List the adapters below a folder, with loss and exact answers on held-out rows."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}", hint="Name the folder that holds your runs.")
-    from graftlm.adapters.files import CONFIG, NOTES
+    from graftlm.adapters.files import NOTES
+    from graftlm.adapters.stored import CONFIG
 
     folders = sorted({path.parent for file in (CONFIG, NOTES) for path in folder.rglob(file)})
     # Hidden folders are what a killed process was writing.

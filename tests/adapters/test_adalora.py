@@ -438,3 +438,16 @@ def test_broken_settings_are_refused(settings: dict[str, Any], said: str, tmp_pa
     fresh = AdaptedModel(make_base("llama"), name="random-llama")
     with pytest.raises(UserError, match=said):
         fresh.load(tmp_path / "a")
+
+
+def test_a_layer_that_does_not_run_loses_its_ranks() -> None:
+    model = AdaptedModel(make_base("llama"))
+    adapter = model.add("a", AdaLoRA(init_rank=2, target_rank=1, t_init=1, t_final=1, delta_t=1, targets=["q_proj"]))
+    randomise(adapter)
+    assert isinstance(adapter, AdaLoRAAdapter)
+    first, second = adapter.triplets
+    for step in range(1, 5):
+        for parameter in adapter.triplets[second].parameters():
+            parameter.grad = torch.rand(parameter.shape, generator=torch.Generator().manual_seed(step))
+        adapter.stepped(step, 5)
+    assert adapter.ranks == {first: 0, second: 2}

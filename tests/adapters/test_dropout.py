@@ -179,3 +179,20 @@ def test_the_head_drops_too(make_model: Callable[..., AdaptedModel]) -> None:
     for number in order:
         assert relative(chunked[number], dropped[number]) < 1e-12
     assert_gradients_close(split, mixed, 1e-12)
+
+
+def test_half_precision_scales_the_gradient_as_it_scales_the_input() -> None:
+    """1/(1 − 0.1), rounded to bfloat16, would make every gradient of the input 0.16 % too small."""
+    routing = Routing.of_rows(["a"], 400, seeds=[{"a": 7}])
+    product = Product((Group("a", routing.spans["a"], 1.0, 0.1),), routing, 0)
+    draw = torch.Generator().manual_seed(0)
+    A, B = torch.randn(4, 40, generator=draw), torch.randn(30, 4, generator=draw)
+    g = torch.randn(400, 30, generator=draw).bfloat16()
+    x = torch.zeros(400, 40, dtype=torch.bfloat16, requires_grad=True)
+    adapted_linear(x, torch.zeros(30, 40, dtype=torch.bfloat16), None, product, [(A, B)]).backward(g)
+    kept = routing.keep_mask("a", Span(0, 400), 40, 0, 0.1, torch.empty(0))
+    assert kept is not None
+    expected = (g.float() @ B @ A) * kept
+    assert x.grad is not None
+    share = float((x.grad.float() * expected).sum() / expected.square().sum())
+    assert abs(share - 1) < 2e-4

@@ -31,7 +31,7 @@ from tests.adapters.grid import (
     states,
     states_and_gradients,
 )
-from tests.families import ENCODER_DECODERS, make_base, randomise, relative
+from tests.families import ENCODER_DECODERS, make_base, overridden, randomise, relative
 from tests.training.work import difference, make_rows, model_with, run, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -291,3 +291,15 @@ def test_settings_that_make_no_range(settings: dict[str, Any], said: str) -> Non
 def test_a_rank_above_the_matrix_is_refused() -> None:
     with pytest.raises(UserError, match="rank 40"):
         AdaptedModel(make_base("llama")).add("dy", DyLoRA(rank=40))
+
+
+def test_a_view_that_is_removed_leaves_its_places() -> None:
+    base = make_base("llama")
+    model = AdaptedModel(base)
+    model.add("dy", DyLoRA(rank=4))
+    view = model.adapter("dy@2")
+    assert model.remove("dy@2") is view
+    assert model.adapter("dy@2") is not view
+    model.remove("dy@2")
+    model.remove("dy")
+    assert overridden(base) == []

@@ -20,6 +20,7 @@ from graftlm import AdaptedModel, LoRA
 from graftlm.adapters.files import is_adapter_folder, read_notes
 from graftlm.errors import UserError
 from tests.families import VOCABULARY, family_config, make_base, randomise, relative
+from tests.methods import METHODS
 
 CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "graftlm.json"
 IDS = torch.arange(3, 19).view(2, 8)
@@ -371,3 +372,14 @@ def test_a_really_full_disk(small_disk: Path, model: AdaptedModel) -> None:
         model.save("large", folder)
     assert content(folder) == before
     assert sorted(os.listdir(small_disk)) == ["a", "filler"]
+
+
+@pytest.mark.parametrize("name", ["seq_bn", "bitfit", "full", "prompt", "prefix", "ia3", "adalora", "lora"])
+def test_a_file_without_any_tensor(name: str, tmp_path: Path) -> None:
+    model = AdaptedModel(make_base("gpt2"))
+    model.add("a", METHODS[name])
+    folder = model.save("a", tmp_path / "a")
+    save_file({}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="is missing|holds no tensors"):
+        model.load(folder, "b")
+    assert list(model.adapters) == ["a"]

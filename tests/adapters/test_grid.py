@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -212,3 +214,17 @@ def test_what_is_saved_comes_back(family: str, tmp_path: Path) -> None:
         found = states(again, [row] * len(names), list(names))
     for name, one, other in zip(names, found, expected, strict=True):
         assert float((one - other).norm() / other.norm()) <= 1e-6, name
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5", "bart"])
+def test_nothing_holds_a_base_that_is_let_go(family: str) -> None:
+    """Neither what is registered with transformers, nor what a call or a method keeps."""
+    model = model_with_all(family)
+    rows, routings = mixed(family, model)
+    states_and_gradients(model, rows, routings)
+    with torch.no_grad():
+        states(model, rows, routings)
+    base = weakref.ref(model.base)
+    del model
+    gc.collect()
+    assert base() is None

@@ -19,7 +19,7 @@ from graftlm import AdaptedModel, LoRA
 from graftlm.adapters.dora import DoRA
 from graftlm.adapters.lora_embedding import LowRankEmbedding
 from graftlm.adapters.merge import export_merged
-from graftlm.adapters.method import Adapter, LowRank, Update
+from graftlm.adapters.method import Adapter, Change, LowRank, Update
 from graftlm.adapters.own_module import OwnModule
 from graftlm.adapters.routing import Routing
 from graftlm.errors import UserError
@@ -433,3 +433,31 @@ def test_the_short_way_without_gradients_is_the_long_one(family: str, dtype: tor
         with torch.no_grad():
             found = model(ids, adapters="a", **kwargs).logits
         assert relative(found, expected) < (1e-5 if dtype != torch.bfloat16 else 2e-2)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_short_way_in_half_precision_adds_as_the_long_one_does(family: str) -> None:
+    """To the last bit: W + sBA, rounded to bfloat16, would be another update."""
+    model = AdaptedModel(make_base(family, dtype=torch.bfloat16))
+    randomise(model.add("a", LoRA(rank=3), dtype=torch.bfloat16))
+    ids = torch.arange(100).view(2, 50) % 60
+    expected = model(ids, adapters="a").logits
+    with torch.no_grad():
+        assert torch.equal(model(ids, adapters="a").logits, expected)
+
+
+@pytest.mark.parametrize("length", [1, 50])
+def test_the_short_way_under_autocast(length: int) -> None:
+    model = AdaptedModel(make_base("llama"))
+    randomise(model.add("a", LoRA(rank=3)))
+    ids = torch.arange(2 * length).view(2, length) % 60
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(ids, adapters="a").logits
+        with torch.no_grad():
+            found = model(ids, adapters="a").logits
+    assert relative(found, expected) < 2e-2
+
+
+def test_a_change_that_cannot_be_merged_says_so() -> None:
+    with pytest.raises(NotImplementedError):
+        Change().merge_into(nn.Linear(2, 2))
