@@ -63,10 +63,10 @@ class LinearPlace(ModulePlace):
 class Sublayer:
     """Attention or feed-forward of one block.
 
-    ``linears``: its linear layers that are called, by path, in the order of execution. ``output``: the module that gives h, which is
-    added to the residual stream x: the last linear layer, or a norm right behind it (Gemma). ``norm_before``: the
-    norm whose input is x, or None where x is what the first linear layer is given (post-norm). ``norm_after``: the
-    norm of x + h (post-norm), or None. ``width``: of h and x.
+    ``linears``: its linear layers that are called, by path, in the order of execution. ``output``: the module that
+    gives h, which is added to the residual stream x: the last linear layer, or a norm right behind it (Gemma).
+    ``norm_before``: the norm whose input is x, or None where x is what the first linear layer is given (post-norm).
+    ``norm_after``: the norm of x + h (post-norm), or None. ``width``: of h and x.
     """
 
     kind: SublayerKind
