@@ -209,9 +209,9 @@ KeyValues = Mapping[str, Mapping[str, tuple[torch.Tensor, torch.Tensor]]]
 class Call:
     """What a running call goes by: its routing, and the keys and values that adapters bring, by adapter and path.
 
-    Where there are such: ``attention`` puts them before the rows' own; ``shifts``, by how much each row's positions shift; ``positions`` (rows, length) of the
-    tokens in their own row, unshifted, and ``source_positions`` of the encoder's. ``memo`` holds what attention
-    works out once for all layers.
+    Where there are such: ``attention`` puts them before the rows' own; ``shifts``, by how much each row's positions
+    shift; ``positions`` (rows, length) of the tokens in their own row, unshifted, and ``source_positions`` of the
+    encoder's. ``memo`` holds what attention works out once for all layers.
     """
 
     routing: Routing
