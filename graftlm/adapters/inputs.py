@@ -37,6 +37,11 @@ class Inputs:
         return 0 if cache is None else int(cache.get_seq_length())
 
     @property
+    def read(self) -> torch.Tensor:
+        """The ids (rows, length) that the decoder, or the only stack, reads."""
+        return self.ids if self.target is None else self.target
+
+    @property
     def target(self) -> torch.Tensor | None:
         """The ids (rows, length) that the decoder of an encoder-decoder reads, or None."""
         ids: torch.Tensor | None = self.kwargs.get("decoder_input_ids")
@@ -70,6 +75,8 @@ def with_virtual_tokens(given: Inputs, counts: Sequence[int], places: Places) ->
     if places.embedding is None or not (any(counts) or given.ids.device.type == "cpu"):  # looking costs a GPU a wait
         return given
     virtual = given.ids >= places.embedding.vocabulary
+    if not any(counts) and not bool(virtual.any()):
+        return given
     holding = virtual.any(dim=1).tolist()
     for row, count in enumerate(counts):
         if holding[row] and not count:
@@ -106,9 +113,8 @@ def check_length(
     Raises:
         UserError: they do not.
     """
-    read = inputs.ids if inputs.target is None else inputs.target
-    shifts = list(prefixes) if prefixes is not None else [0] * len(read)
-    columns = inputs.cached + read.shape[1]
+    shifts = list(prefixes) if prefixes is not None else [0] * len(inputs.read)
+    columns = inputs.cached + inputs.read.shape[1]
     if (not any(shifts) and not any(virtual)) or columns + max(shifts) <= context:
         return
     lengths = [segment.length for segment in routing.segments]

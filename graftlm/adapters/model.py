@@ -20,7 +20,7 @@ from graftlm.adapters.inputs import Inputs, PositionIds, check_length, realigned
 from graftlm.adapters.method import Adapter, MethodConfig
 from graftlm.adapters.routing import Call, Routing, RowAdapters, Stack, as_stack, during, mix_seed, routed
 from graftlm.adapters.sites import Sites
-from graftlm.adapters.virtual import placed, unknown_id
+from graftlm.adapters.virtual import placed
 from graftlm.base.fingerprint import base_fingerprint
 from graftlm.base.head import backbone, language_head
 from graftlm.base.loading import Kind, LoadedBase, base_kind, context_length, freeze, load_base
@@ -58,6 +58,8 @@ class AdaptedModel:
         self._backbone = backbone(base)
         self._score = language_head(base)
         self._positions = PositionIds.of(self._backbone)
+        #: The most tokens that a sequence may have.
+        self.context_length = context_length(base.config) - self._positions.first
         self._adapters: dict[str, Adapter] = {}
         self._views: dict[str, Adapter] = {}
         self._sites = Sites(self.places)
@@ -109,11 +111,6 @@ class AdaptedModel:
     def hidden_size(self) -> int:
         """How wide the final hidden states are."""
         return int(self.base.config.get_text_config().hidden_size)
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens that a sequence may have."""
-        return context_length(self.base.config) - self._positions.first
 
     def room(self, adapters: RowAdapters) -> int:
         """The most tokens that a row of these adapters may have: the context, less their virtual tokens and prefix."""
@@ -305,17 +302,17 @@ class AdaptedModel:
         kwargs: dict[str, Any],
     ) -> Any:
         rows = len(input_ids)
-        given = Inputs(input_ids, attention_mask, kwargs)
-        inputs, virtual = given, [0] * rows
-        if not isinstance(adapters, Routing):
+        given = inputs = Inputs(input_ids, attention_mask, kwargs)
+        virtual = [0] * rows
+        if isinstance(adapters, Routing):
+            routing = self.routing(adapters, rows, given.read.shape[1])
+        else:
             stacks = self._stacks(adapters, rows)
             counts = [self.virtual_length(stack) for stack in stacks]
             inputs = with_virtual_tokens(given, counts, self.places)
             virtual = counts if inputs is not given and inputs.target is None else virtual
-            adapters = list(stacks)
-        target = inputs.kwargs.get("decoder_input_ids")
-        routing = self.routing(adapters, rows, (inputs.ids if target is None else target).shape[1])
-        if target is not None and routing.source is None:
+            routing = Routing.of_rows(stacks, inputs.read.shape[1])
+        if inputs.target is not None and routing.source is None:
             source = Routing.of_rows(routing.row_stacks(rows), inputs.ids.shape[1])
             routing = replace(routing, source=source)
         used = {name for segment in routing.segments for name in segment.stack}
@@ -323,7 +320,8 @@ class AdaptedModel:
         prefixes = [self.prefix_length(stack) for stack in routing.row_stacks(rows)] if key_values else None
         check_length(inputs, virtual, prefixes, routing, self.context_length)
         kwargs = inputs.kwargs | self._positions(inputs, prefixes, self.context_length)
-        self._spare_the_cache(kwargs)
+        if self._checkpointing and torch.is_grad_enabled():  # a cache would be filled twice, where blocks run twice
+            kwargs.setdefault("use_cache", False)
         if self._cache_argument != CACHE and CACHE in kwargs:
             kwargs[self._cache_argument] = kwargs.pop(CACHE)
         call = Call(routing, key_values)
@@ -363,20 +361,12 @@ class AdaptedModel:
         Raises:
             UserError: an id is neither in the vocabulary nor one of their virtual tokens.
         """
-        count = self.virtual_length(as_stack(adapters))
         first = self.vocabulary if self.places.embedding is None else self.places.embedding.vocabulary
-        if not drop_others and ids and max(ids) >= first + count:
-            raise unknown_id(max(ids), first, count)
-        return tuple(placed(ids, count, first))
+        return placed(ids, self.virtual_length(as_stack(adapters)), first, drop_others=drop_others)
 
     def prefix_length(self, stack: Stack) -> int:
         """By how much the adapters of a stack shift a row's positions: the keys and values that stand before them."""
         return sum(self.adapter(name).prefix_length for name in stack)
-
-    def _spare_the_cache(self, kwargs: dict[str, Any]) -> None:
-        """No cache of keys and values, unless asked for, where blocks run twice: they would fill it twice."""
-        if self._checkpointing and torch.is_grad_enabled():
-            kwargs.setdefault("use_cache", False)
 
     def score(self, hidden: torch.Tensor, routing: Routing | None = None) -> torch.Tensor:
         """Logits (tokens, vocabulary) of final hidden states (tokens, hidden): head, caps and scales included.

@@ -233,7 +233,7 @@ def current_call() -> Call | None:
 
 def current_routing() -> Routing | None:
     """The routing of the call that runs in this thread, or None outside one."""
-    call = current_call()
+    call: Call | None = getattr(_current, "call", None)
     return None if call is None else call.routing
 
 

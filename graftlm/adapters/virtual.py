@@ -102,15 +102,19 @@ def unknown_id(token: int, vocabulary: int, virtual: int) -> UserError:
     )
 
 
-def placed(ids: Sequence[int], count: int, vocabulary: int) -> list[int]:
+def placed(ids: Sequence[int], count: int, vocabulary: int, *, drop_others: bool) -> tuple[int, ...]:
     """A row's ids under adapters with ``count`` virtual tokens: these in front, unless it holds some.
 
-    Those of adapters that do not serve it here (it was made for others) are left out.
+    ``drop_others``: those of adapters that do not serve it here (it was made for others) are left out.
+
+    Raises:
+        UserError: an id is neither in the vocabulary nor one of these, and ``drop_others`` is off.
     """
+    if not drop_others and ids and max(ids) >= vocabulary + count:
+        raise unknown_id(max(ids), vocabulary, count)
     kept = [token for token in ids if token < vocabulary + count]
-    if count and all(token < vocabulary for token in kept):
-        return [*range(vocabulary, vocabulary + count), *kept]
-    return kept
+    own = range(vocabulary, vocabulary + count) if all(token < vocabulary for token in kept) else ()
+    return (*own, *kept)
 
 
 @dataclass(frozen=True)
