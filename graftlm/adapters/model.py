@@ -135,8 +135,7 @@ class AdaptedModel:
             UserError: the name is taken or unfit for a folder, or the configuration does not fit the base.
         """
         self._check_new(name)
-        if dtype is None:
-            dtype = torch.promote_types(self.dtype, torch.float32)
+        dtype = dtype or torch.promote_types(self.dtype, torch.float32)
         config = config.bind(self.tokenizer)
         adapter = config.build(self.places, seed=mix_seed(seed, name), dtype=dtype, device=self.device)
         if classes is not None:
@@ -322,7 +321,7 @@ class AdaptedModel:
         kwargs = inputs.kwargs | self._positions(inputs, prefixes, self.context_length)
         if self._checkpointing and torch.is_grad_enabled():  # a cache would be filled twice, where blocks run twice
             kwargs.setdefault("use_cache", False)
-        if self._cache_argument != CACHE and CACHE in kwargs:
+        if CACHE in kwargs:
             kwargs[self._cache_argument] = kwargs.pop(CACHE)
         call = Call(routing, key_values)
         if prefixes is not None:

@@ -25,9 +25,17 @@ class Sites:
         """Put every part of an adapter at its place, under ``name``.
 
         Raises:
-            UserError: the base has no input embedding that virtual tokens could be looked up in, or computes attention
-                in a way that takes no keys and values beside its own.
+            UserError: the base lacks one of the adapter's places, has no input embedding that virtual tokens could be
+                looked up in, or computes attention in a way that takes no keys and values beside its own.
         """
+        sublayers = {sublayer.key: sublayer for sublayer in self.places.sublayers}
+        known = self.places.linears.keys() | self.places.leaves.keys() | sublayers.keys()
+        unknown = next((key for key in (*adapter.linear, *adapter.sublayers) if key not in known), None)
+        if unknown is not None:
+            raise UserError(
+                f"the adapter '{name}' changes {unknown}, which {type(self.places.model).__name__} does not have",
+                hint="It was made for another base.",
+            )
         if adapter.virtual is not None:
             if self.places.embedding is None:
                 raise UserError(f"{type(self.places.model).__name__} has no input embedding for virtual tokens")
@@ -40,7 +48,6 @@ class Sites:
             if path not in self.modules:
                 self.modules[path] = ModuleSite(self.places.linears.get(path) or self.places.leaves[path])
             self.modules[path].updates[name] = update
-        sublayers = {sublayer.key: sublayer for sublayer in self.places.sublayers}
         for key, change in adapter.sublayers.items():
             if key not in self.sublayers:
                 self.sublayers[key] = SublayerSite(sublayers[key], self.places.model)

@@ -89,7 +89,9 @@ def _attend_and_note(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    _probing.note(module, query, key, value, kwargs.get("sliding_window"))
+    note = getattr(_probing, "note", None)  # none in another thread that uses the model just now
+    if note is not None:
+        note(module, query, key, value, kwargs.get("sliding_window"))
     return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
 
 

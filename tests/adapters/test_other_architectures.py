@@ -8,10 +8,12 @@ import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM
 
-from graftlm import IA3, AdaptedModel
+from graftlm import IA3, AdaptedModel, Bottleneck, LoRA
+from graftlm.adapters.method import MethodConfig
 from graftlm.adapters.routing import RowAdapters
 from graftlm.errors import UserError
-from tests.families import gradients, randomise, relative
+from tests.adapters.test_grid import count_hooks
+from tests.families import gradients, make_base, overridden, randomise, relative
 from tests.methods import METHODS
 
 REASONS = {
@@ -74,3 +76,16 @@ def test_layers_may_be_named_where_there_are_no_keys() -> None:
     with torch.no_grad():
         assert relative(model()(ids, adapters="named").logits, model()(ids).logits) > 1e-3
     model().remove("named")
+
+
+@pytest.mark.parametrize("config", [LoRA(rank=2), Bottleneck(size=4, kind="double_seq_bn")], ids=["lora", "bottleneck"])
+def test_an_adapter_of_another_base_leaves_nothing_behind(config: MethodConfig) -> None:
+    adapter = AdaptedModel(make_base("llama")).add("a", config)
+    base = MambaForCausalLM(MambaConfig(vocab_size=67, hidden_size=32, state_size=4, num_hidden_layers=2))
+    hooks = count_hooks(base)
+    other = AdaptedModel(base)
+    with pytest.raises(UserError, match=r"changes (model\.layers\.0\S*|0\.attention), which MambaForCausalLM does not"):
+        other.attach("a", adapter)
+    assert not other.adapters
+    assert overridden(base) == []
+    assert count_hooks(base) == hooks
