@@ -214,12 +214,16 @@ def _answers(run: PreparedRun, tasks: Sequence[Task]) -> dict[str, list[Example]
     for task in tasks:
         template = run.templates[task.adapter]
         stop_ids = template.stop_ids(run.tokenizer)
-        sampling = SamplingSettings(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop_ids=stop_ids)
+        longest = max((row.n_supervised for row in task.held_out), default=ANSWER_TOKENS)
+        limit = min(ANSWER_TOKENS, 2 * longest + 16)  # enough to see an answer that does not end
+        sampling = SamplingSettings(max_new_tokens=limit, temperature=0.0, stop_ids=stop_ids)
         for instance in chosen[task.adapter]:
             prompt = template.render_prompt(instance.messages[:-1], run.tokenizer)
             for stack in (task.under, task.stack):
                 requests.append(Request(_with_room(run.model, prompt, stack), stack or None, sampling))
-    answers = iter(Engine(run.model).run(requests))
+    once = list(dict.fromkeys(requests))  # many adapters, one base: its answers are the same for all of them
+    completions = dict(zip(once, Engine(run.model).run(once), strict=True))
+    answers = iter(completions[request] for request in requests)
     return {
         task.adapter: [
             Example(
