@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from graftlm.cli.console import console
-from graftlm.cli.train import asked_to_stop, check_same_recipe, print_resume, say, with_warnings
+from graftlm.cli.train import check_same_recipe, print_resume, say, train_run, with_warnings
 from graftlm.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def compare(
     else:
         folders = [RunFolder(path) for path in what]
         place = out or (what[0] if len(what) == 1 else Path("runs") / "compare")
+        if RunFolder(place).begun and place not in what:
+            raise UserError(f"{place} holds another run", hint="Choose another folder for the results: --out.")
     report = _compare(folders, rules, place.resolve().name)
     place.mkdir(parents=True, exist_ok=True)
     paths = write_comparison(report, place)
@@ -86,15 +88,9 @@ def _trained(path: Path, out: Path | None) -> RunFolder:
 
 
 def _train(recipe: Recipe, folder: RunFolder) -> None:
-    from graftlm.cli.progress import Leaderboard, training_display
-    from graftlm.runs import execute, set_up
     from graftlm.runs.entrants import for_comparison
 
-    with with_warnings(), console.status("loading base and data …"):
-        run = for_comparison(set_up(recipe, say))
-    board = Leaderboard(list(recipe.adapters))
-    with asked_to_stop() as stop, training_display(console, board) as watch:
-        result = execute(run, folder, resume=folder.begun, watch=watch, recall=board.recall, should_stop=stop, say=say)
+    result = train_run(recipe, folder, resume=folder.begun, with_plan=False, adjust=for_comparison)
     if result.report is None:
         print_resume(folder, f"\nstopped; everything is saved in {folder.path}. The same command goes on.")
         raise typer.Exit(130)

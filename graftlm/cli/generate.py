@@ -138,15 +138,14 @@ def _check_speakers(opened: Opened, speakers: Sequence[Speaker]) -> None:
     Raises:
         UserError: it would have to write text, and the base is no decoder.
     """
+    from graftlm.generation.engine import Engine
+
     model = opened.model
     for speaker in speakers:
         if model.kind == "decoder" or speaker.head is not None:
             continue
         if model.kind == "encoder-decoder":
-            raise UserError(
-                f"{model.name} is an encoder-decoder, and only decoders write text here so far",
-                hint="Its adapters can be trained, scored and compared: graftlm train, graftlm compare.",
-            )
+            Engine(model)  # says that it cannot
         raise UserError(
             f"'{speaker.label}' has nothing to answer with: {model.name} is an encoder, which writes no text",
             hint="Name adapters that predict labels: --adapter FOLDER, without --with-base.",

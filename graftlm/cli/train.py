@@ -113,7 +113,7 @@ def run_recipe(
             console.print(f"{folder.path} is finished already: {folder.report}", markup=False)
             return folder
         try:
-            result = _train(recipe, folder, resume=resume, with_plan=with_plan)
+            result = train_run(recipe, folder, resume=resume, with_plan=with_plan)
         except KeyboardInterrupt:
             console.print("\nstopped at once")
             if folder.begun:
@@ -129,11 +129,19 @@ def run_recipe(
     return folder
 
 
-def _train(recipe: Recipe, folder: RunFolder, *, resume: bool, with_plan: bool) -> RunResult:
+def train_run(
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    with_plan: bool,
+    adjust: Callable[[PreparedRun], PreparedRun] = lambda run: run,
+) -> RunResult:
+    """Set up, plan and train, with live progress; ``adjust`` changes the run before that."""
     from graftlm.runs import execute, set_up
 
     with with_warnings(), console.status("loading base and data …"):
-        run = set_up(recipe, say)
+        run = adjust(set_up(recipe, say))
     planned = make_plan(run) if with_plan else None
     from graftlm.cli.progress import Leaderboard, training_display
 

@@ -305,11 +305,11 @@ class TwoSequences:
         frame = len(begin) + len(end)
         for instance, source, answer in zip(found, sources, answers, strict=True):
             room = self.max_length
-            too_long = room is not None and (len(source) + frame > room or len(answer) + frame + 1 > room)
-            if too_long and room is not None:
-                counts.truncate(TRUNCATED, instance.source, instance.row)
-                source, answer = source[: max(0, room - frame)], answer[: max(0, room - frame - 1)]
             ids = [self.start, *begin, *answer, *end]
+            if room is not None and max(len(source) + frame, len(ids)) > room:
+                counts.truncate(TRUNCATED, instance.source, instance.row)
+                source = source[: max(0, room - frame)]
+                ids = ids[:room]  # an answer that is cut does not end there, so no end is learnt
             supervised = [False, *[True] * (len(ids) - 1)]
             yield (
                 instance,

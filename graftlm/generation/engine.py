@@ -42,8 +42,9 @@ class Engine:
         if model.kind != "decoder":
             raise UserError(
                 f"{model.name} is an {model.kind}, and only decoders write text here",
-                hint="Its adapters can be trained and scored, and those with a head predict labels: graftlm generate "
-                "FILE --adapter FOLDER --out FILE",
+                hint="Its adapters can be trained, scored and compared: graftlm train, graftlm compare."
+                if model.kind == "encoder-decoder"
+                else "Its adapters predict labels: graftlm generate FILE --adapter FOLDER --out FILE",
             )
         self.model = model
         self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer

@@ -241,6 +241,7 @@ class _Parser:
         lists = {key: entry[key] for key in SWEPT if isinstance(entry, dict) and isinstance(entry.get(key), list)}
         if not lists:
             return {name: entry}
+        known = len(self.problems)
         for key, values in lists.items():
             path = ("adapters", name, key)
             numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
@@ -252,8 +253,7 @@ class _Parser:
             elif len(set(values)) < len(values):
                 repeated = next(value for value in values if values.count(value) > 1)
                 self.add(path, f"names {show(repeated)} more than once")
-            else:
-                continue
+        if len(self.problems) > known:
             return {name: {k: v for k, v in entry.items() if k not in lists}}  # the rest may be wrong too
         return {
             "-".join([name, *map(_mark, lists, chosen)]): {

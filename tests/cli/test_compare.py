@@ -190,3 +190,10 @@ def test_a_classifier_beside_a_writer(cli: Cli, tmp_path: Path):
     assert by_name["text"]["score"]["value"] >= trained["text"]["held_out_accuracy"]  # exact answers are right choices
     assert found["base"] is not None
     assert "predicts classes with a head of its own" in cli("compare", path, "--metric", "perplexity").err
+
+
+def test_a_comparison_leaves_other_runs_alone(cli: Cli, tmp_path: Path):
+    (tmp_path / "runs" / "compare").mkdir(parents=True)
+    (tmp_path / "runs" / "compare" / "recipe.yaml").touch()
+    ended = cli("compare", "runs/one", "runs/two")
+    assert (ended.code, "runs/compare holds another run" in ended.err) == (2, True)

@@ -172,6 +172,10 @@ def test_two_sequences(tiny: PreTrainedTokenizerBase) -> None:
     cut, counts = render("encoder-decoder", None, tiny, decoder_start=0, max_length=4)
     assert tiny.decode(cut[0].source_ids or []) == "The film is<eos>"
     assert counts.truncated == {"longer than the context": 2}
+    long = [pair("the film", "good and bad and good")]
+    cut, counts = render("encoder-decoder", None, tiny, long, decoder_start=0, max_length=4)
+    assert tiny.decode(cut[0].ids[1:]) == "good and", "an answer that is cut does not end there"
+    assert counts.truncated == {"longer than the context": 1}
 
 
 def test_two_sequences_of_a_tokenizer_that_frames_its_texts() -> None:

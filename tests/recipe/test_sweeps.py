@@ -49,6 +49,7 @@ def test_a_sweep_is_written_as_the_adapters_that_it_makes():
     [
         ("learning_rate: []", "learning_rate: must not be empty"),
         ("seed: [0, 0]", "seed: names 0 more than once"),
+        ("learning_rate: [], seed: [0, 0]", "seed: names 0 more than once"),
         ("learning_rate: [1.0e-3, fast]", "learning_rate: must be a number or a list of numbers, holds 'fast'"),
         ("seed: [true]", "seed: must be a number or a list of numbers, holds true"),
         ("seed: [[1]]", "seed: must be a number or a list of numbers, holds a list"),

@@ -11,8 +11,10 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from graftlm import AdaptedModel
+from graftlm.adapters.merge import export_merged
 from graftlm.base.loading import load_tokenizer
 from graftlm.cli._open import open_adapters
+from graftlm.cli.generate import generate
 from graftlm.errors import UserError
 from graftlm.generation.engine import Engine
 from graftlm.generation.requests import Request
@@ -121,6 +123,12 @@ def test_a_run_on_an_encoder_decoder(tmp_path: Path) -> None:
     metrics = json.loads((out.adapters / "a" / "graftlm.json").read_text())["metrics"]
     assert "texts of an encoder-decoder" in said
     assert metrics["held_out_loss"] < 0.7 * metrics["base_loss"]
+    opened = open_adapters([out.adapters / "a"], device="cpu")
+    check = export_merged(opened.model, ["a"], tmp_path / "merged")
+    assert check.relative < 1e-4
+    assert check.largest_logit > 0
+    with pytest.raises(UserError, match="is an encoder-decoder, and only decoders write text"):
+        generate(str(reviews(tmp_path)), tmp_path / "answers.jsonl", [out.adapters / "a"], prompt="{text}")
     with pytest.raises(UserError, match="writes its labels as text"):
         set_up(recipe_of(tmp_path, str(folder), {"a": {"head": {"type": "classifier"}}}))
 
