@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from graftlm import AdaptedModel
 from graftlm.adapters.routing import RowAdapters
 from graftlm.base.fingerprint import exact_digest
+from graftlm.base.head import backbone
 from tests.adapters.grid import (
     ARCHITECTURES,
     DECODERS,
@@ -89,6 +90,22 @@ def test_padding_on_the_left_changes_nothing(family: str) -> None:
     with torch.no_grad():
         expected = states(model, rows, routings)
         assert_states_close(states(model, rows, routings, left=True), expected, 1e-5)
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_a_row_without_adapters_is_transformers_own(family: str) -> None:
+    """Positions and masks included, beside rows that have adapters; padding is on the right."""
+    model = model_with_all(family)
+    plain, draw = make_base(family), random.Random(5)
+    two = family in ENCODER_DECODERS
+    rows = [make_row(draw, two_sequences=two) for _ in range(3)]
+    with torch.no_grad():
+        *found, _ = states(model, [*rows, rows[0]], [None, None, None, "lora"])
+        for row, ours in zip(rows, found, strict=True):
+            ids = torch.tensor([row.ids])
+            inputs = {"input_ids": torch.tensor([row.source]), "decoder_input_ids": ids} if two else {"input_ids": ids}
+            theirs = backbone(plain.eval())(**inputs).last_hidden_state[0]
+            assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
