@@ -21,7 +21,7 @@ from graftlm.adapters.lora_embedding import LowRankEmbedding
 from graftlm.adapters.merge import export_merged
 from graftlm.adapters.method import Adapter, Change, LowRank, Update
 from graftlm.adapters.own_module import OwnModule
-from graftlm.adapters.routing import Routing
+from graftlm.adapters.routing import Routing, routed
 from graftlm.errors import UserError
 from graftlm.objectives.log_probs import token_log_probs
 from tests.families import add_random, gradients, make_base, randomise, relative
@@ -461,3 +461,37 @@ def test_the_short_way_under_autocast(length: int) -> None:
 def test_a_change_that_cannot_be_merged_says_so() -> None:
     with pytest.raises(NotImplementedError):
         Change().merge_into(nn.Linear(2, 2))
+
+
+class _HalfOutput(nn.Linear):
+    """A linear layer that is no plain product, as quantised ones are: its output has another precision."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (2 * super().forward(x)).bfloat16()
+
+
+@pytest.mark.parametrize("length", [1, 50])
+def test_the_short_way_behind_a_layer_that_is_no_plain_product(length: int) -> None:
+    base = make_base("llama")
+    base.lm_head.__class__ = _HalfOutput
+    model = AdaptedModel(base)
+    assert model.places.linears["lm_head"].dense_weight() is None
+    randomise(model.add("a", LoRA(rank=3, targets=["lm_head"])))
+    ids = torch.arange(2 * length).view(2, length) % 60
+    expected = model(ids, adapters="a").logits
+    with torch.no_grad():
+        found = model(ids, adapters="a").logits
+    assert found.dtype == expected.dtype == torch.bfloat16
+    assert relative(found, expected) < 1e-2
+    assert relative(found, model(ids).logits) > 1e-1
+
+
+@pytest.mark.parametrize("tokens", [3, 50])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_layer_that_runs_on_other_tokens_than_the_routing_is_an_error(tokens: int, grad: bool) -> None:
+    model = AdaptedModel(make_base("llama"))
+    randomise(model.add("a", LoRA(rank=3)))
+    place = model.places.linears["model.layers.0.self_attn.q_proj"]
+    with torch.set_grad_enabled(grad), routed(Routing.of_rows(["a"], tokens)):
+        with pytest.raises(RuntimeError, match=rf"q_proj ran on {tokens + 7} tokens, but the routing covers {tokens}"):
+            place.module(torch.randn(1, tokens + 7, place.in_features))

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from graftlm import AdaptedModel, LoRA, Prompt
 from graftlm.errors import UserError
 from tests.adapters.prompt_oracle import FAMILIES, IDS, TARGETS, loss, our_logits, peft_logits, peft_model
-from tests.families import ENCODER_DECODERS, add_random, make_base, relative
+from tests.families import ENCODER_DECODERS, add_random, make_base, randomise, relative
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -216,3 +216,26 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="num_virtual_tokens"):
         model.load(folder, name="b")
+
+
+def test_all_hidden_states_line_up_with_the_ids_that_were_given() -> None:
+    model = AdaptedModel(make_base("llama"))
+    randomise(model.add("p", Prompt(length=3)))
+    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])
+    with torch.no_grad():
+        both = model.hidden(ids, adapters=["p", None], output_hidden_states=True)
+        bare = model.hidden(ids[1:], adapters=None, output_hidden_states=True)
+    assert len(both.hidden_states) == len(bare.hidden_states)
+    for ours, alone in zip(both.hidden_states, bare.hidden_states, strict=True):
+        assert ours.shape == (2, *alone.shape[1:])
+        assert relative(ours[1], alone[0]) < 1e-5
+    assert torch.equal(both.hidden_states[-1], both.last_hidden_state)
+
+
+def test_labels_line_up_as_in_peft() -> None:
+    theirs = peft_model("llama", peft.PromptTuningConfig)
+    ours = with_vectors_of(theirs, "llama")
+    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])
+    labels = torch.tensor([[-100, -100, 5, 6], [7, 8, 9, 10]])
+    expected = theirs(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+    assert relative(ours(ids, adapters="a", labels=labels).loss, expected) < 1e-5

@@ -160,3 +160,10 @@ def test_choose_mixes_greedy_and_sampled_rows() -> None:
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         SamplingSettings(**settings)
+
+
+def test_ids_past_the_vocabulary_are_penalised_nowhere() -> None:
+    """Virtual tokens, and columns that hold no token yet: not even the last word of the vocabulary is."""
+    logits, seen = torch.tensor([[1.0, -2.0, 3.0], [1.0, -2.0, 3.0]]), torch.tensor([[0, 3, 7], [3, 3, 9]])
+    found = penalise_repetition(logits, torch.tensor([2.0, 2.0]), seen)
+    assert found.tolist() == [[0.5, -2.0, 3.0], [1.0, -2.0, 3.0]]
