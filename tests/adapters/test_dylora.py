@@ -303,3 +303,11 @@ def test_a_view_that_is_removed_leaves_its_places() -> None:
     model.remove("dy@2")
     model.remove("dy")
     assert overridden(base) == []
+
+
+def test_every_rank_has_the_head_of_the_adapter() -> None:
+    model = AdaptedModel(make_base("llama"))
+    adapter = model.add("dy", DyLoRA(rank=4), classes=3)
+    assert adapter.head is not None
+    assert model.adapter("dy@2").head is adapter.head
+    assert model.head_of(("dy@2",)) == "dy@2"

@@ -492,6 +492,6 @@ def test_a_layer_that_runs_on_other_tokens_than_the_routing_is_an_error(tokens: 
     model = AdaptedModel(make_base("llama"))
     randomise(model.add("a", LoRA(rank=3)))
     place = model.places.linears["model.layers.0.self_attn.q_proj"]
-    with torch.set_grad_enabled(grad), routed(Routing.of_rows(["a"], tokens)):
-        with pytest.raises(RuntimeError, match=rf"q_proj ran on {tokens + 7} tokens, but the routing covers {tokens}"):
-            place.module(torch.randn(1, tokens + 7, place.in_features))
+    said = pytest.raises(RuntimeError, match=rf"q_proj ran on {tokens + 7} tokens, but the routing covers {tokens}")
+    with torch.set_grad_enabled(grad), routed(Routing.of_rows(["a"], tokens)), said:
+        place.module(torch.randn(1, tokens + 7, place.in_features))
