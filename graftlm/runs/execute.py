@@ -241,7 +241,9 @@ def _with_room(model: AdaptedModel, prompt: Sequence[int], stack: Stack) -> tupl
     """The prompt under a stack, its beginning cut where there is no room for an answer; virtual tokens stay."""
     whole = model.with_virtual_tokens(prompt, stack, drop_others=True)
     words = [place for place, token in enumerate(whole) if not model.is_virtual(token)]
-    cut = set(words[: max(0, len(words) - (model.room(stack) - ANSWER_TOKENS))])
+    room = model.room(stack)
+    kept = max(1, room - min(ANSWER_TOKENS, room // 2))
+    cut = set(words[: max(0, len(words) - kept)])
     return tuple(token for place, token in enumerate(whole) if place not in cut)
 
 

@@ -20,7 +20,9 @@ from graftlm.base.loading import resolve_base
 from graftlm.data.templates import ChatTemplate
 from graftlm.evaluation.report import summary_lines
 from graftlm.runs import RunFolder, execute, set_up
+from graftlm.runs.execute import ANSWER_TOKENS, _with_room
 from graftlm.training.metrics import read_metrics
+from tests.families import make_base
 from tests.runs.conftest import FinishedRun
 from tests.runs.small import animal_rows, colour_rows, small_recipe, small_values, write_rows
 
@@ -187,3 +189,13 @@ def test_next_commands_name_a_real_adapter(finished: FinishedRun):
     assert finished.result.report is not None
     export = [command for command in finished.result.report.next_commands if " export " in command]
     assert export == [f"graftlm export {finished.folder.adapters / 'colours'} --out merged"]
+
+
+def test_prompts_in_a_small_context_leave_room_for_an_answer(tmp_path: Path):
+    """Some of the prompt and some room stay, however small the context: a run does not end for want of examples."""
+    model = graftlm.AdaptedModel(make_base("llama"))
+    room = model.room(None)
+    assert room < ANSWER_TOKENS
+    prompt = tuple(5 + place % 50 for place in range(room))
+    assert _with_room(model, prompt, ()) == prompt[room // 2 :]
+    assert _with_room(model, [5, 6, 7], ()) == (5, 6, 7)
