@@ -17,6 +17,7 @@ from graftlm.adapters.stored import (
     PEFT_PREFIX,
     WEIGHTS,
     Stored,
+    check_complete,
     checked,
     does_not_fit,
     missing_tensor,
@@ -83,6 +84,7 @@ def restore_adalora(method: AdaLoRA | None, stored: Stored, places: Places, *, d
     """
     peft = checked(PeftAdaLoRA, stored.peft or {}, stored.folder / CONFIG)
     parts = _parts(stored)
+    check_complete(stored, parts, places, PARTS[0])
     config = method or AdaLoRA(
         init_rank=peft.init_r,
         target_rank=min(peft.target_r, peft.init_r),

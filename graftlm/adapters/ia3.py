@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from graftlm.adapters.lora import ALL_LINEAR, select_linears
+from graftlm.adapters.lora import select_linears
 from graftlm.adapters.method import Adapter, Change, MethodConfig, Update, register_method
 from graftlm.adapters.stored import (
     CONFIG,
@@ -24,9 +24,9 @@ from graftlm.adapters.stored import (
     PEFT_PREFIX,
     WEIGHTS,
     Stored,
+    check_complete,
     checked,
     does_not_fit,
-    missing_tensor,
     peft_task_type,
     register_peft_kind,
     unknown_module,
@@ -142,21 +142,12 @@ def _restored(method: IA3 | None, stored: Stored, places: Places, device: torch.
         else:
             updates[path] = OutputScale(vector if units is None else vector[units.to(device)], units, len(vector))
         inputs += [path] if scales_input else []
-    missing = [path for path in places.linears if path not in updates and _targeted(path, config.target_modules)]
-    if missing:
-        raise missing_tensor(stored.folder, f"{PEFT_PREFIX}{missing[0]}.ia3_l")
+    check_complete(stored, updates, places, "ia3_l")
     if not updates:
         raise UserError(f"{stored.folder / WEIGHTS} holds no tensors", hint=COPY_AGAIN)
     ordered = {path: updates[path] for path in places.linears if path in updates}
     outputs = [path for path in ordered if path not in inputs]
     return Adapter(method or IA3(targets=outputs or list(ordered), feed_forward=inputs), ordered)
-
-
-def _targeted(path: str, names: Sequence[str] | str) -> bool:
-    """Whether peft's target_modules mean a layer: last parts of its path, or a regular expression."""
-    if isinstance(names, str):
-        return names != ALL_LINEAR and re.fullmatch(names, path) is not None
-    return any(path == name or path.endswith("." + name) for name in names)
 
 
 def _named(path: str, names: Sequence[str] | str | None) -> bool:

@@ -22,6 +22,7 @@ from graftlm.adapters.stored import (
     PEFT_PREFIX,
     WEIGHTS,
     Stored,
+    check_complete,
     checked,
     does_not_fit,
     fill,
@@ -197,6 +198,7 @@ def restore_lora(method: LoRA | None, stored: Stored, places: Places, *, device:
         )
     peft = _read_peft_config(stored.peft, folder / CONFIG)
     found, copies = _by_path(folder, stored.tensors, peft.use_dora)
+    check_complete(stored, {*found, *copies}, places, _LINEAR_NAMES[0])
     method = method or _method_of(peft, found, list(copies))
     updates: dict[str, Update] = {}
     for path, parts in found.items():

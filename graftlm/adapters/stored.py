@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -118,6 +119,30 @@ def peft_task_type(places: Places) -> str:
     """What peft calls the task of a base, by which it chooses how to wrap it."""
     kinds = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM"}
     return kinds[base_kind(places.model.config)]
+
+
+def check_complete(stored: Stored, found: Collection[str], places: Places, part: str) -> None:
+    """See that no linear layer that peft's target_modules mean is without tensors; ``part`` ends the name of one.
+
+    Raises:
+        UserError: one is.
+    """
+    config = stored.peft or {}
+    if config.get("layers_to_transform") is not None or config.get("exclude_modules"):
+        return
+    for path in places.linears:
+        if path not in found and _targeted(path, config.get("target_modules")):
+            raise missing_tensor(stored.folder, f"{PEFT_PREFIX}{path}.{part}")
+
+
+def _targeted(path: str, names: Any) -> bool:
+    """Whether peft's target_modules mean a layer: last parts of its path, or a regular expression."""
+    if isinstance(names, str):
+        try:
+            return names != "all-linear" and re.fullmatch(names, path) is not None
+        except re.error:
+            return False
+    return any(path == name or path.endswith(f".{name}") for name in names or ())
 
 
 Checked = TypeVar("Checked", bound=BaseModel)

@@ -383,3 +383,18 @@ def test_a_file_without_any_tensor(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is missing|holds no tensors"):
         model.load(folder, "b")
     assert list(model.adapters) == ["a"]
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("name", ["lora", "dora", "adalora", "dylora", "ia3"])
+def test_a_file_that_lost_a_whole_layer(name: str, ours: bool, tmp_path: Path) -> None:
+    model = AdaptedModel(make_base("llama"))
+    model.add("a", METHODS[name])
+    folder = model.save("a", tmp_path / "a")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "1.mlp.down_proj" not in k}, folder / "adapter_model.safetensors")
+    if not ours:
+        (folder / "graftlm.json").unlink()
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj\.(lora_A|ia3_l)\S* is missing"):
+        model.load(folder, "b")
+    assert list(model.adapters) == ["a"]

@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 
@@ -529,3 +530,28 @@ def test_what_is_of_another_shape_is_no_start(config: Any, message: str, tmp_pat
     with pytest.raises(UserError, match=message):
         start_from(model, "own", tmp_path / "shared")
     assert all(torch.equal(before[key], value) for key, value in own.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["llama", "bart"])
+def test_broken_files_of_peft_are_refused(family: str, tmp_path: Path) -> None:
+    theirs = peft_model(family)
+    theirs.save_pretrained(tmp_path)
+    weights, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    table, settings = load_file(weights)["prompt_embeddings"], config.read_text()
+    model = AdaptedModel(make_base(family))
+    for tensors, said in (
+        ({"embeddings": table}, "prompt_embeddings is missing"),
+        ({"prompt_embeddings": table, "more": table.clone()}, "the key 'more' is not of a prefix"),
+        ({"prompt_embeddings": table[1:].contiguous()}, "does not fit this base"),
+        ({"prompt_embeddings": table[:, 1:].contiguous()}, "does not fit this base"),
+        ({"prompt_embeddings": table[:, : table.shape[1] // 2].contiguous()}, "does not fit this base"),
+        ({}, "prompt_embeddings is missing"),
+    ):
+        save_file(tensors, weights)
+        with pytest.raises(UserError, match=said):
+            model.load(tmp_path, "a")
+    save_file({"prompt_embeddings": table}, weights)
+    config.write_text(settings.replace("num_virtual_tokens", "tokens"))
+    with pytest.raises(UserError, match="num_virtual_tokens"):
+        model.load(tmp_path, "a")
+    assert not model.adapters
