@@ -132,13 +132,20 @@ def assert_states_close(actual: Sequence[torch.Tensor], expected: Sequence[torch
 
 
 def assert_gradients_close(
-    actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float
+    actual: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
+    tolerance: float = 1e-5,
+    *,
+    negligible: float = 1e-2,
 ) -> None:
-    """Equal in relative norm, tensor by tensor; none at all counts as zero, and so does what is lost in rounding."""
+    """Equal in relative norm, tensor by tensor; none at all counts as zero, and so does what is lost in rounding.
+
+    Gradients below ``negligible`` times the largest one are compared with that instead of with themselves.
+    """
     largest = max((float(value.norm()) for value in expected.values()), default=0.0)
     for key in actual.keys() | expected.keys():
         like = actual[key] if key in actual else expected[key]
         wanted = expected.get(key, torch.zeros_like(like))
         difference = float((actual.get(key, torch.zeros_like(like)) - wanted).norm())
-        scale = max(float(wanted.norm()), 1e-2 * largest)
+        scale = max(float(wanted.norm()), negligible * largest)
         assert difference <= tolerance * scale, f"{key}: {difference:.2e} of {scale:.2e}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from graftlm.base.fingerprint import base_fingerprint, exact_digest
 from graftlm.data.batches import EncodedRow
 from graftlm.errors import UserError
 from graftlm.training.forward import RoutedRow, build_micro_batch, micro_batch_log_probs
+from tests.adapters import grid
+from tests.adapters.grid import add_up
 from tests.families import FAMILIES, VOCABULARY, add_random, gradients, make_base, overridden, relative
 
 ROUTINGS: list[RowAdapters] = ["a", "b", ("a", "b"), None, "c"]
@@ -69,25 +72,7 @@ def loss_and_gradients(
     return [part.detach() for part in log_probs.split(batch.padded.counts)], found
 
 
-def add_up(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    total: dict[str, torch.Tensor] = {}
-    for part in parts:
-        for key, value in part.items():
-            total[key] = total[key] + value if key in total else value
-    return total
-
-
-def assert_gradients_close(
-    actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-5
-) -> None:
-    """Equal in relative norm, tensor by tensor; none at all counts as zero, and so does what is lost in rounding."""
-    largest = max((float(value.norm()) for value in expected.values()), default=0.0)
-    for key in actual.keys() | expected.keys():
-        like = actual[key] if key in actual else expected[key]
-        wanted = expected.get(key, torch.zeros_like(like))
-        difference = float((actual.get(key, torch.zeros_like(like)) - wanted).norm())
-        scale = max(float(wanted.norm()), 1e-3 * largest)
-        assert difference <= tolerance * scale, f"{key}: {difference:.2e} of {scale:.2e}"
+assert_gradients_close = partial(grid.assert_gradients_close, negligible=1e-3)
 
 
 # --- 1. the base is never written to ----------------------------------------------------------------------------
