@@ -59,6 +59,11 @@ def uniform(seed: int, position: int) -> float:
     return (mix_seed(seed, position) >> 11) * 2.0**-52
 
 
+def sample_seed(seed: int, index: int) -> int:
+    """The seed of a request's sample number ``index``; the first has the request's own."""
+    return mix_seed(seed, index) if index else seed
+
+
 def choose(
     logits: torch.Tensor,
     settings: RowSettings,

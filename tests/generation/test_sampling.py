@@ -13,7 +13,6 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from graftlm.errors import UserError
 from graftlm.generation.requests import SamplingSettings
 from graftlm.generation.sampling import (
     RowSettings,
@@ -21,6 +20,7 @@ from graftlm.generation.sampling import (
     draw,
     lowest_kept,
     penalise_repetition,
+    sample_seed,
     uniform,
 )
 
@@ -143,23 +143,10 @@ def test_choose_mixes_greedy_and_sampled_rows() -> None:
     torch.testing.assert_close(log_probs, expected)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0; allowed: at least 1"),
-        ({"temperature": -1.0}, "temperature is -1.0; allowed: 0"),
-        ({"temperature": float("nan")}, "temperature is nan"),
-        ({"top_p": 0.0}, "top_p is 0.0; allowed: above 0"),
-        ({"min_p": 1.5}, "min_p is 1.5"),
-        ({"top_k": -1}, "top_k is -1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
-        ({"stop": ("",)}, "none of them empty"),
-        ({"stop": "end"}, "must be a tuple of texts"),
-    ],
-)
-def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        SamplingSettings(**settings)
+def test_samples_of_a_request_have_streams_of_their_own() -> None:
+    assert sample_seed(5, 0) == 5
+    seeds = [sample_seed(seed, index) for seed in range(10) for index in range(50)]
+    assert len({uniform(seed, 0) for seed in seeds}) == 500
 
 
 def test_ids_past_the_vocabulary_are_penalised_nowhere() -> None:
