@@ -59,6 +59,30 @@ class AttentionSite:
         return owners[0] if owners and place.kind == "self" else None
 
 
+class SharedKeys:
+    """A context in which a base's decoding steps go through our attention, which does not copy shared keys and values.
+
+    Nothing changes where heads share none, or the base's attention is not torch's fused one.
+    """
+
+    def __init__(self, places: Places) -> None:
+        heads = int(getattr(places.model.config.get_text_config(), "num_attention_heads", 0))
+        self._configs = []
+        if any(place.kind == "self" and place.heads < heads for place in places.attentions):
+            found = {id(c): c for m in places.model.modules() if (c := getattr(m, "config", None)) is not None}
+            self._configs = [c for c in found.values() if hasattr(c, "_attn_implementation_internal")]
+        self._changed: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._changed = [config for config in self._configs if config._attn_implementation_internal == "sdpa"]
+        for config in self._changed:
+            config._attn_implementation_internal = NAME
+
+    def __exit__(self, *_: object) -> None:
+        for config in self._changed:
+            config._attn_implementation_internal = "sdpa"
+
+
 def check_attention(places: Places) -> None:
     """See that a base's attention takes keys and values beside its own.
 
@@ -317,11 +341,23 @@ def _attend(
     """Attention without anything of ours: (rows, queries, heads, width)."""
     if softcap is None:
         output: torch.Tensor
+        if query.shape[2] == 1 and query.shape[1] > key.shape[1] and position_bias is None:
+            return _attend_in_groups(query, key, value, mask, kwargs.get("scaling"))
         output, _ = sdpa_attention_forward(
             module, query, key, value, mask, is_causal=is_causal, position_bias=position_bias, **kwargs
         )
         return output
     return _capped(query, key, value, mask, is_causal, softcap, kwargs["scaling"])
+
+
+def _attend_in_groups(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+) -> torch.Tensor:
+    """Attention of one query a row, where several heads share keys: they stand as queries of one head, uncopied."""
+    rows, heads, _, width = query.shape
+    groups = query.view(rows, key.shape[1], heads // key.shape[1], width)
+    output = nn.functional.scaled_dot_product_attention(groups, key, value, attn_mask=mask, scale=scaling)
+    return output.reshape(rows, 1, heads, -1)
 
 
 def _capped(

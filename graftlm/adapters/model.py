@@ -62,6 +62,8 @@ class AdaptedModel:
         self.context_length = context_length(base.config) - self._positions.first
         self._adapters: dict[str, Adapter] = {}
         self._views: dict[str, Adapter] = {}
+        self._attached: dict[str, int] = {}  # how many adapters were attached before, by name
+        self._attachments = 0
         self._sites = Sites(self.places)
         self._checkpointing = False
         # transformers renamed it; both names serve here.
@@ -149,6 +151,8 @@ class AdaptedModel:
         self._check_new(name)
         self._sites.attach(name, adapter)
         self._adapters[name] = adapter
+        self._attachments += 1
+        self._attached[name] = self._attachments
 
     def remove(self, name: str) -> Adapter:
         """Take an adapter away; places that no adapter uses any more are as they were."""
@@ -199,6 +203,12 @@ class AdaptedModel:
         self._sites.attach(name, view)
         self._views[name] = view
         return view
+
+    def version(self, name: str) -> tuple[int, int]:
+        """A value that changes whenever another adapter gets the name, or a step changes the parameters of this one."""
+        adapter = self.adapter(name)
+        owner = name if name in self._attached else name.rpartition("@")[0]
+        return self._attached[owner], sum(parameter._version for parameter in adapter.parameters())
 
     def save(self, name: str, folder: str | Path, *, peft: bool = False) -> Path:
         """Write an adapter as a folder, which peft loads as it is where it has such a kind of adapter.

@@ -65,6 +65,13 @@ def available_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be allocated: on a CPU torch has no type of its own for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
 def _proc_status(key: str) -> int | None:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -104,8 +104,8 @@ def generate(
             if work.labelled:
                 _predict(opened, work, batch_tokens, finish)
             if work.requests:
-                limits = {"max_batch_rows": batch_rows, "max_batch_tokens": batch_tokens}
-                _write(Engine(opened.model, opened.tokenizer, **limits), work.requests, finish)
+                engine = Engine(opened.model, opened.tokenizer, max_batch_rows=batch_rows, cache_tokens=batch_tokens)
+                _write(engine, work.requests, finish)
     except KeyboardInterrupt:
         errors.print(f"\nstopped; what is done is in {out}. To go on: the same command with --resume", markup=False)
         raise typer.Exit(130) from None

@@ -1,32 +1,61 @@
-"""The engine: requests in, tokens out; every adapter from one copy of the base.
+"""The engine: requests in, tokens out; every adapter of every kind from one copy of the base.
 
-Simple inside so far: waiting requests are taken in groups; a group is prefilled left-padded and decoded together,
-rows of any adapters in one step, and finished rows leave it. Callers see requests, events and completions only.
+Rows join and leave at any step. A step makes one token for every row that runs, in one pass of the model whatever
+their adapters, and reads on in the prompts that wait, at most ``prefill_tokens`` of them, so that others keep streaming.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from graftlm.adapters.attention import SharedKeys
 from graftlm.adapters.model import AdaptedModel
-from graftlm.adapters.routing import as_stack
+from graftlm.adapters.routing import Routing, Stack, as_stack, mix_seed
+from graftlm.base.memory import available_memory, is_out_of_memory
 from graftlm.errors import UserError
-from graftlm.generation.group import Group, Row
+from graftlm.generation.cache import Columns, Piece, token_bytes
+from graftlm.generation.prefill import Job, plan, read
+from graftlm.generation.prefixes import PrefixStore, chain
 from graftlm.generation.requests import Completion, Request, RequestId, TokenEvent
+from graftlm.generation.rows import Row, choose_tokens
+from graftlm.generation.sampling import RowSettings
 from graftlm.generation.text import TextStream
+
+_ALONE = 4  # times prefill_tokens are read at once while no row runs that would have to wait
+_SHARE = 0.5  # of the free memory, for keys and values
+_PREFIX_SHARE = 0.25  # of what keys and values may take, for prompts that were read before
+
+
+@dataclass
+class Statistics:
+    """What an engine did so far.
+
+    ``steps`` of decoding, ``row_steps`` the sum of their rows, ``waiting_steps`` those of them while requests waited for a
+    slot and ``waiting_row_steps`` their rows; tokens of prompts that were ``read``, and ``reused`` instead.
+    """
+
+    steps: int = 0
+    row_steps: int = 0
+    waiting_steps: int = 0
+    waiting_row_steps: int = 0
+    read: int = 0
+    reused: int = 0
 
 
 class Engine:
     """Makes text with a model and any of its adapters.
 
-    ``max_batch_rows``: requests decoded together. ``max_batch_tokens``: bound on the key/value cache, counted as
-    rows × (longest prompt + most new tokens); one request may exceed it alone. Neither changes what a request gets.
-    Not for several threads at once.
+    ``max_batch_rows``: requests decoded together. ``cache_tokens``: how many tokens keys and values are kept for, counted as
+    rows × (longest prompt + most new tokens); by default what half of the free memory holds. A request that does not
+    fit now waits; one that never would is refused. ``prefill_tokens``: how much of prompts a step reads while others
+    run. ``keep_answers``: answers can be gone on from as well as prompts, as in a chat. None of these changes what a
+    request gets. Not for several threads at once.
     """
 
     def __init__(
@@ -35,10 +64,12 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         max_batch_rows: int = 32,
-        max_batch_tokens: int = 16384,
+        cache_tokens: int | None = None,
+        prefill_tokens: int = 512,
+        keep_answers: bool = False,
     ) -> None:
-        if max_batch_rows < 1 or max_batch_tokens < 1:
-            raise UserError("max_batch_rows and max_batch_tokens must be at least 1")
+        if max_batch_rows < 1 or prefill_tokens < 1 or (cache_tokens is not None and cache_tokens < 1):
+            raise UserError("max_batch_rows, cache_tokens and prefill_tokens must be at least 1")
         if model.kind != "decoder":
             raise UserError(
                 f"{model.name} is an {model.kind}, and only decoders write text here",
@@ -49,70 +80,84 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
         self.max_batch_rows = max_batch_rows
-        self.max_batch_tokens = max_batch_tokens
+        self.prefill_tokens = prefill_tokens
+        self.keep_answers = keep_answers
+        size = token_bytes(model)
+        free = available_memory(model.device)
+        most = max_batch_rows * model.context_length
+        self.cache_tokens = cache_tokens or max(min(int(_SHARE * free) // size, most), 1)
+        self.prefixes = PrefixStore(int(_PREFIX_SHARE * self.cache_tokens * size))
+        self.statistics = Statistics()
         self._waiting: deque[Row] = deque()
-        self._group: Group | None = None
+        self._jobs: list[Job] = []
+        self._rows: list[Row] = []  # by slot of the table
+        self._free: list[int] = []  # slots whose rows have gone
+        self._table = Columns(0, 0)
+        self._settings: RowSettings | None = None  # of the rows, until they change
+        self._routing: tuple[Hashable, Routing] | None = None
         self._events: list[TokenEvent] = []  # made, but not given to anyone yet
         self._numbered = 0
+        self._attention = SharedKeys(model.places)
 
     @property
     def busy(self) -> bool:
         """Whether a step would do or give anything."""
-        return bool(self._waiting or self._group or self._events)
+        return bool(self._waiting or self._jobs or len(self._rows) > len(self._free) or self._events)
 
     def submit(self, request: Request) -> RequestId:
         """Take a request in; gives its id. Tokens come from :meth:`step`.
 
         Raises:
-            UserError: an unknown adapter, an empty prompt, one that fills the context, an id that is no token, or a
-                request's id in use.
+            UserError: an unknown adapter, an empty prompt, one that fills the context, more than there is memory for, an id
+                that is no token, or a request's id in use.
         """
         return self._submit([request])[0]
 
     @torch.no_grad()
     def step(self) -> list[TokenEvent]:
-        """Run the model once and give what came of it: a token for each running request.
+        """Make the next token of every row that runs, and read on in prompts; gives what came of it.
 
-        Raises:
-            UserError: logits are not finite, or an adapter was removed while it ran. The group that ran is
-                dropped then; what waits goes on.
+        What goes wrong with one request ends that request, with ``error`` in its completion.
         """
         events, self._events = self._events, []
-        group, self._group = self._group, None  # an error (or Ctrl-C) on the way leaves no half-done step
-        if group is None and self._waiting:
-            group = Group(self._next_rows(), self.model)
-        if group is not None:
-            events += group.advance(self.model)
-            self._group = group if group.rows else None
+        try:
+            with self._attention:
+                events += self._end_orphans()
+                self._close_up()
+                if self._rows:
+                    events += self._decode()
+                self._admit()
+                if self._jobs:
+                    events += self._prefill()
+                self._close_up()
+        except BaseException as error:  # Ctrl-C for one: rows may be half through the step, and cannot go on
+            running = [row for row in self._all_rows() if row not in self._waiting]
+            self._events = [*events, *self._drop(running, f"the step was broken off: {error or type(error).__name__}")]
+            raise
         return events
 
     def cancel(self, request_id: RequestId) -> None:
         """Stop a request; its last event, with what there is so far, comes next. One that is done stays done."""
-        for row in [row for row in self._waiting if row.id == request_id]:
-            self._waiting.remove(row)
-            self._events.append(row.cancel())
-        if self._group is not None and request_id in {row.id for row in self._group.rows}:
-            rows = self._group.rows
-            self._events += [row.cancel() for row in rows if row.id == request_id]
-            self._group.keep([number for number, row in enumerate(rows) if row.id != request_id])
-            self._group = self._group if self._group.rows else None
+        self._events += self._drop([row for row in self._all_rows() if row.id == request_id])
 
     def stream(self, requests: Request | Iterable[Request]) -> Generator[TokenEvent, None, None]:
         """Run one or more requests and give their events as they come. Leaving the loop cancels what is open.
 
         Raises:
-            UserError: as :meth:`submit` and :meth:`step`.
+            UserError: as :meth:`submit`.
         """
-        open_ids = set(self._submit([requests] if isinstance(requests, Request) else list(requests)))
+        given = [requests] if isinstance(requests, Request) else list(requests)
+        ids = self._submit(given)
+        open_ids = {request_id: request.sampling.n for request_id, request in zip(ids, given, strict=True)}
         try:
             while open_ids:
-                if not self.busy:
-                    raise UserError("a request was dropped by an error in a step; submit it again")
                 events = self.step()
                 self._events += [event for event in events if event.request_id not in open_ids]
                 for event in [event for event in events if event.request_id in open_ids]:
                     if event.completion is not None:
-                        open_ids.discard(event.request_id)
+                        open_ids[event.request_id] -= 1
+                        if not open_ids[event.request_id]:
+                            del open_ids[event.request_id]
                     yield event
         finally:
             for request_id in open_ids:
@@ -120,43 +165,51 @@ class Engine:
             self._events = [event for event in self._events if event.request_id not in open_ids]
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:
-        """Run requests to their end. Completions come in the order of the requests.
+        """Run requests to their end. Completions come in the order of the requests, ``n`` for each.
 
         Raises:
-            UserError: as :meth:`stream`.
+            UserError: as :meth:`submit`. What goes wrong later is in the completion's ``error``.
         """
         numbered = [self._with_id(request) for request in requests]
-        done = {event.request_id: event.completion for event in self.stream(numbered) if event.completion is not None}
-        return [done[request.id] for request in numbered if request.id is not None]
+        done = {
+            (event.request_id, event.completion.index): event.completion
+            for event in self.stream(numbered)
+            if event.completion is not None
+        }
+        return [done[id_, k] for r in numbered if (id_ := r.id) is not None for k in range(r.sampling.n)]
+
+    # --- taking requests in -------------------------------------------------------------------------------------
 
     def _with_id(self, request: Request) -> Request:
         if request.id is not None:
             return request
         self._numbered += 1
-        return Request(request.prompt_ids, request.adapters, request.sampling, f"#{self._numbered}")
+        return replace(request, id=f"#{self._numbered}")
 
     def _submit(self, requests: Sequence[Request]) -> list[RequestId]:
-        """All of them or none. Prompts of like length run together, the longest first: memory peaks early."""
-        rows = [self._row(self._with_id(request)) for request in requests]
-        running = self._group.rows if self._group is not None else []
-        used = {row.id for row in (*self._waiting, *running)}
-        for row in rows:
-            if row.id in used:
-                raise UserError(f"there is already a request with the id {row.id!r}")
-            used.add(row.id)
-        self._waiting.extend(sorted(rows, key=lambda row: -len(row.prompt)))
-        return [row.id for row in rows]
+        """All of them or none. The longest first, so that none is left over at the end and memory peaks early."""
+        given = [self._with_id(request) for request in requests]
+        rows = [self._samples(request) for request in given]
+        used = {row.id for row in self._all_rows()}
+        for own in rows:
+            if own[0].id in used:
+                raise UserError(f"there is already a request with the id {own[0].id!r}")
+            used.add(own[0].id)
+        rows_first = sorted(rows, key=lambda own: (-own[0].limit, -len(own[0].prompt)))
+        self._waiting.extend(row for own in rows_first for row in own)
+        return [own[0].id for own in rows]
 
-    def _row(self, request: Request) -> Row:
-        """Check a request and make its state."""
+    def _samples(self, request: Request) -> list[Row]:
+        """Check a request and make its rows, one for each sample."""
+        stack = as_stack(request.adapters)
         self.model.routing(request.adapters, 1, 1)  # an unknown adapter is an error now, not in the middle
-        head = self.model.head_of(as_stack(request.adapters))
+        head = self.model.head_of(stack)
         if head is not None:
             raise UserError(
                 f"the adapter '{head}' has a head of its own: it predicts labels, and writes no text",
                 hint="Ask it for labels: graftlm generate FILE --adapter FOLDER --out FILE",
             )
-        context = self.model.context_length - self.model.prefix_length(as_stack(request.adapters))
+        context = self.model.context_length - self.model.prefix_length(stack)
         sampling, tokenizer = request.sampling, self.tokenizer
         if not request.prompt_ids:
             raise UserError("the prompt is empty", hint="Give at least one token, such as the beginning of sequence.")
@@ -170,32 +223,230 @@ class Engine:
                 f"there is no room for an answer",
                 hint=f"Shorten it to at most {max(0, context - virtual - 1):,} tokens.",
             )
+        places = length + min(sampling.max_new_tokens, context - length)
+        if places > self.cache_tokens:
+            raise UserError(
+                f"the request needs keys and values of {places:,} tokens ({length:,} of its prompt and "
+                f"{places - length:,} new ones), but there is memory for {self.cache_tokens:,}",
+                hint="Lower max_new_tokens, shorten the prompt, or raise cache_tokens.",
+            )
         if sampling.stop and tokenizer is None:
             raise UserError("stop texts need a tokenizer: Engine(model, tokenizer)")
         stop_ids = sampling.stop_ids
         if stop_ids is None:
             end = tokenizer.eos_token_id if tokenizer is not None else None
             stop_ids = (end,) if isinstance(end, int) else ()
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         assert request.id is not None
-        return Row(
-            id=request.id,
-            prompt=prompt,
-            stack=as_stack(request.adapters),
-            sampling=sampling,
-            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-            stop_ids=frozenset(stop_ids),
-            room=context - length,
-            stream=TextStream(tokenizer, sampling.stop) if tokenizer is not None else None,
+        return [
+            Row(
+                id=request.id,
+                index=index,
+                prompt=prompt,
+                added=virtual,
+                stack=stack,
+                sampling=sampling,
+                seed=mix_seed(seed, index) if index else seed,
+                stop_ids=frozenset(stop_ids),
+                room=context - length,
+                stream=TextStream(tokenizer, sampling.stop) if tokenizer is not None else None,
+            )
+            for index in range(sampling.n)
+        ]
+
+    def _admit(self) -> None:
+        """Give waiting requests their slots, in order, as long as they fit."""
+        waiting = len(self._waiting)
+        running = self._all_rows()[: -waiting or None]
+        slots, longest = len(running), max((row.places for row in running), default=0)
+        while self._waiting and slots < self.max_batch_rows:
+            row = self._waiting[0]
+            longest = max(longest, row.places)
+            if slots and (slots + 1) * longest > self.cache_tokens:
+                break
+            self._waiting.popleft()
+            slots += 1
+            key = self._key(row.stack)
+            same = next((job for job in self._jobs if job.takes(row, key)), None)
+            if same is not None:
+                same.rows.append(row)
+            else:
+                self._jobs.append(Job([row], key, chain(key, row.prompt)))
+
+    def _key(self, stack: Stack) -> Hashable:
+        """What decides about the keys and values of tokens: the adapters, and their versions."""
+        return tuple((name, self.model.version(name)) for name in stack)
+
+    # --- a step -----------------------------------------------------------------------------------------------------
+
+    def _decode(self) -> list[TokenEvent]:
+        """One token for each row of the table."""
+        rows, table, device = self._rows, self._table, self.model.device
+        table.make_room()
+        self._settings = self._settings or RowSettings.of([row.sampling for row in rows], device)
+        routing = self._current_routing()
+        ids = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
+        positions = torch.tensor([[row.position] for row in rows], device=device)
+        try:
+            states = self.model.hidden(
+                ids,
+                table.mask(1, device),
+                adapters=routing,
+                past_key_values=table,
+                position_ids=positions,
+                use_cache=True,
+            ).last_hidden_state
+            logits = self.model.score(states[:, -1], routing)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            largest = max(rows, key=lambda row: row.position)
+            return self._drop([largest], _no_memory((*largest.prompt, *largest.tokens), error))
+        table.advance()
+        self._count(len(rows))
+        events = choose_tokens(rows, self._settings, logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        self._let_go([slot for slot, event in enumerate(events) if event.completion is not None])
+        return events
+
+    def _current_routing(self) -> Routing:
+        """The routing of the rows: one value, as long as they and their adapters stay the same."""
+        stacks = [row.stack for row in self._rows]
+        state = (stacks, [self.model.version(name) for name in dict.fromkeys(n for stack in stacks for n in stack)])
+        if self._routing is None or self._routing[0] != state:
+            self._routing = (state, Routing.of_rows(stacks, 1))
+        return self._routing[1]
+
+    def _count(self, rows: int) -> None:
+        self.statistics.steps += 1
+        self.statistics.row_steps += rows
+        if self._waiting:
+            self.statistics.waiting_steps += 1
+            self.statistics.waiting_row_steps += rows
+
+    def _prefill(self) -> list[TokenEvent]:
+        """Read on in some prompts; those that are through get their first token, and join the table."""
+        tokens = self.prefill_tokens * (1 if self._rows else _ALONE)
+        for job in self._jobs:
+            if job.piece is None and not job.wants_log_probs:
+                found = self.prefixes.find(job.key, job.prompt[:-1], chain(job.key, job.prompt[:-1]))
+                if found is not None:
+                    job.piece = found
+                    self.statistics.reused += found.length
+        jobs = plan(self._jobs, tokens)
+        while True:
+            before = sum(job.rest for job in jobs)
+            try:
+                result = read(self.model, jobs, tokens)
+                break
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(jobs) == 1:
+                    return self._drop(list(jobs[0].rows), _no_memory(jobs[0].prompt, error))
+                jobs = jobs[: len(jobs) // 2]
+        self.statistics.read += before - sum(job.rest for job in jobs)
+        # What is not through goes behind the others, so that a long prompt does not hold up short ones.
+        self._jobs = [job for job in self._jobs if job not in jobs] + [job for job in jobs if job.rest]
+        rows = [row for job in result.done for row in job.rows]
+        if not rows:
+            return []
+        which = torch.tensor([number for number, job in enumerate(result.done) for _ in job.rows])
+        settings = RowSettings.of([row.sampling for row in rows], self.model.device)
+        events = choose_tokens(rows, settings, result.logits[which.to(result.logits.device)])
+        for job in result.done:
+            assert job.piece is not None
+            self.prefixes.add(job.key, job.prompt, job.blocks, job.piece)
+        joining = [
+            (row, piece)
+            for row, event, number in zip(rows, events, which.tolist(), strict=True)
+            if event.completion is None and (piece := result.done[number].piece) is not None
+        ]
+        self._join(joining)
+        return events
+
+    # --- rows come and go -------------------------------------------------------------------------------------------
+
+    def _all_rows(self) -> list[Row]:
+        """Those that run, are read and wait."""
+        running = [row for slot, row in enumerate(self._rows) if slot not in self._free]
+        return [*running, *(row for job in self._jobs for row in job.rows), *self._waiting]
+
+    def _join(self, joining: Sequence[tuple[Row, Piece]]) -> None:
+        """Give rows that have their first token a slot: a free one, best beside rows of the same adapters."""
+        slots = []
+        for row, _ in joining:
+            beside = (slot for slot in self._free if self._neighbours(slot, row.stack))
+            slot = next(beside, self._free[0] if self._free else len(self._rows))
+            if slot == len(self._rows):
+                self._rows.append(row)
+            else:
+                self._free.remove(slot)
+                self._rows[slot] = row
+            slots.append(slot)
+        if joining:
+            self._table.reserve(_doubled(len(self._rows), self._table.rows), max(row.places for row, _ in joining))
+            self._table.join([piece for _, piece in joining], slots)
+            self._settings = None
+
+    def _neighbours(self, slot: int, stack: Stack) -> bool:
+        return any(
+            self._rows[next_to].stack == stack for next_to in (slot - 1, slot + 1) if 0 <= next_to < len(self._rows)
         )
 
-    def _next_rows(self) -> list[Row]:
-        """The oldest waiting requests that fit together, those of one routing side by side."""
-        rows: list[Row] = []
-        longest = most = 0
-        while self._waiting and len(rows) < self.max_batch_rows:
-            row = self._waiting[0]
-            longest, most = max(longest, len(row.prompt)), max(most, row.limit)
-            if rows and (len(rows) + 1) * (longest + most) > self.max_batch_tokens:
-                break
-            rows.append(self._waiting.popleft())
-        return sorted(rows, key=lambda row: row.stack)
+    def _let_go(self, slots: Sequence[int]) -> None:
+        """Free slots; those that no row takes before the step ends are closed up."""
+        if self.keep_answers:
+            for slot in slots:
+                row = self._rows[slot]
+                ids = (*row.prompt, *row.tokens[:-1])
+                key = self._key(row.stack)
+                self.prefixes.add(key, ids, chain(key, ids), self._table.piece(slot).cut(len(ids)))
+        self._table.leave(slots)
+        self._free += slots
+        self._settings = None
+
+    def _close_up(self) -> None:
+        """Move the last rows to where slots are free."""
+        if not self._free:
+            return
+        free = set(self._free)
+        kept = [slot for slot in range(len(self._rows)) if slot not in free]
+        last = [slot for slot in kept if slot >= len(kept)]
+        order = [last.pop() if slot in free else slot for slot in range(len(kept))]
+        self._table.compact(order)
+        self._rows = [self._rows[slot] for slot in order]
+        self._free = []
+
+    def _drop(self, rows: Sequence[Row], error: str | None = None) -> list[TokenEvent]:
+        """Take rows out wherever they are; gives their last events."""
+        gone = {id(row) for row in rows}
+        self._waiting = deque(row for row in self._waiting if id(row) not in gone)
+        for job in self._jobs:
+            job.rows = [row for row in job.rows if id(row) not in gone]
+        self._jobs = [job for job in self._jobs if job.rows]
+        slots = [slot for slot, row in enumerate(self._rows) if id(row) in gone and slot not in self._free]
+        self._table.leave(slots)
+        self._free += slots
+        if slots:
+            self._settings = None
+        return [row.cancel() if error is None else row.fail(error) for row in rows]
+
+    def _end_orphans(self) -> list[TokenEvent]:
+        """End the requests whose adapters were taken away from the model."""
+        events = []
+        for stack in dict.fromkeys(row.stack for row in self._all_rows() if row.stack):
+            try:
+                self.model.routing(stack, 1, 1)
+            except UserError as error:
+                orphans = [row for row in self._all_rows() if row.stack == stack]
+                events += self._drop(orphans, f"its adapter was removed while it ran: {error}")
+        return events
+
+
+def _no_memory(ids: Sequence[int], error: Exception) -> str:
+    return f"there is not enough memory for a request of {len(ids):,} tokens: {str(error).splitlines()[0]}"
+
+
+def _doubled(needed: int, there: int) -> int:
+    """How many slots to have: twice as many whenever they do not suffice."""
+    return there if needed <= there else max(needed, 2 * there)

@@ -1,0 +1,126 @@
+"""Rows: requests as they run, what they have got so far, and the choice of their next tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from graftlm.adapters.routing import Stack
+from graftlm.generation.requests import Completion, FinishReason, RequestId, SamplingSettings, TokenEvent
+from graftlm.generation.sampling import RowSettings, choose, uniform
+from graftlm.generation.text import TextStream
+
+
+@dataclass
+class Row:
+    """A running request, or one of its samples (``index``).
+
+    ``prompt``: with the virtual tokens of its adapters, ``added`` of which were put in front. ``room``: how many tokens
+    the context has left after the prompt.
+    """
+
+    id: RequestId
+    index: int
+    prompt: tuple[int, ...]
+    added: int
+    stack: Stack
+    sampling: SamplingSettings
+    seed: int
+    stop_ids: frozenset[int]
+    room: int
+    stream: TextStream | None
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    top_log_probs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    prompt_log_probs: list[float | None] | None = None
+
+    @property
+    def limit(self) -> int:
+        """The most new tokens that it can get."""
+        return min(self.sampling.max_new_tokens, self.room)
+
+    @property
+    def places(self) -> int:
+        """How many tokens its keys and values may take."""
+        return len(self.prompt) + self.limit
+
+    @property
+    def position(self) -> int:
+        """That of its newest token."""
+        return len(self.prompt) + len(self.tokens) - 1
+
+    def add(self, token: int, log_prob: float, top: tuple[tuple[int, float], ...] = ()) -> TokenEvent:
+        """Take a new token in."""
+        if not math.isfinite(log_prob):
+            return self.fail(f"{_whose(self.stack)} gives logits that are not finite")
+        self.tokens.append(token)
+        self.log_probs.append(log_prob)
+        if top:
+            self.top_log_probs.append(top)
+        text = ""
+        reason: FinishReason | None = None
+        if token in self.stop_ids:
+            reason = "stop"
+        elif self.stream is not None:
+            text = self.stream.push(token)
+        if reason is None and len(self.tokens) >= self.limit:
+            reason = "length" if self.sampling.max_new_tokens <= self.room else "context"
+        if self.stream is not None:
+            if reason is not None:
+                text += self.stream.finish()
+            if self.stream.stopped:
+                reason = "stop"
+        completion = None if reason is None else self._completion(reason)
+        return TokenEvent(self.id, token, log_prob, text, completion, self.index, top)
+
+    def cancel(self) -> TokenEvent:
+        """The last event of a request that is stopped from outside."""
+        return self._end("cancelled")
+
+    def fail(self, error: str) -> TokenEvent:
+        """The last event of a request that cannot go on, and why."""
+        return self._end("error", error)
+
+    def _end(self, reason: FinishReason, error: str | None = None) -> TokenEvent:
+        text = self.stream.finish() if self.stream is not None else ""
+        return TokenEvent(self.id, None, None, text, self._completion(reason, error), self.index)
+
+    def _completion(self, reason: FinishReason, error: str | None = None) -> Completion:
+        prompt = self.prompt_log_probs
+        return Completion(
+            self.id,
+            tuple(self.tokens),
+            self.stream.text if self.stream is not None else None,
+            reason,
+            tuple(self.log_probs),
+            index=self.index,
+            top_log_probs=tuple(self.top_log_probs),
+            prompt_log_probs=None if prompt is None else tuple(prompt[self.added :]),
+            error=error,
+        )
+
+
+def _whose(stack: Stack) -> str:
+    return "the base alone" if not stack else f"the adapter {' + '.join(stack)}"
+
+
+def choose_tokens(rows: Sequence[Row], settings: RowSettings, logits: torch.Tensor) -> list[TokenEvent]:
+    """The next token of every row; logits (rows, vocabulary) → an event for each."""
+    uniforms = torch.zeros(len(rows), dtype=torch.float64)
+    for number, row in enumerate(rows):
+        if row.sampling.temperature > 0:
+            uniforms[number] = uniform(row.seed, len(row.tokens))
+    seen = None
+    if settings.penalised:
+        seen = _padded([(*row.prompt, *row.tokens) for row in rows], logits.shape[1]).to(logits.device)
+    tokens, log_probs = choose(logits, settings, uniforms.to(logits.device), seen)
+    return [row.add(*new) for row, *new in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True)]
+
+
+def _padded(ids: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
+    """Ids of unequal number as (rows, most), filled up with ``padding``."""
+    most = max(len(own) for own in ids)
+    return torch.tensor([[*own, *[padding] * (most - len(own))] for own in ids], dtype=torch.int64)
