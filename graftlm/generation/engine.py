@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from graftlm.adapters.attention import SharedKeys
 from graftlm.adapters.model import AdaptedModel
-from graftlm.adapters.routing import Routing, Stack, as_stack, mix_seed
+from graftlm.adapters.routing import Routing, Stack, as_stack
 from graftlm.base.memory import available_memory, is_out_of_memory
 from graftlm.errors import UserError
 from graftlm.generation.cache import Columns, Piece, token_bytes
@@ -24,7 +24,7 @@ from graftlm.generation.prefill import Job, plan, read
 from graftlm.generation.prefixes import PrefixStore, chain
 from graftlm.generation.requests import Completion, Request, RequestId, TokenEvent
 from graftlm.generation.rows import Row, choose_tokens
-from graftlm.generation.sampling import RowSettings
+from graftlm.generation.sampling import RowSettings, sample_seed
 from graftlm.generation.text import TextStream
 
 _ALONE = 4  # times prefill_tokens are read at once while no row runs that would have to wait
@@ -108,8 +108,8 @@ class Engine:
         """Take a request in; gives its id. Tokens come from :meth:`step`.
 
         Raises:
-            UserError: an unknown adapter, an empty prompt, one that fills the context, more than there is memory for, an id
-                that is no token, or a request's id in use.
+            UserError: an unknown adapter, an empty prompt, one that fills the context, more than there is memory for, an
+                id that is no token, or a request's id in use.
         """
         return self._submit([request])[0]
 
@@ -230,6 +230,8 @@ class Engine:
                 f"{places - length:,} new ones), but there is memory for {self.cache_tokens:,}",
                 hint="Lower max_new_tokens, shorten the prompt, or raise cache_tokens.",
             )
+        if sampling.num_beams > 1 or sampling.constraint is not None:
+            raise UserError(f"{sampling.constraint or 'num_beams'} is not supported yet")
         if sampling.stop and tokenizer is None:
             raise UserError("stop texts need a tokenizer: Engine(model, tokenizer)")
         stop_ids = sampling.stop_ids
@@ -246,7 +248,7 @@ class Engine:
                 added=virtual,
                 stack=stack,
                 sampling=sampling,
-                seed=mix_seed(seed, index) if index else seed,
+                seed=sample_seed(seed, index),
                 stop_ids=frozenset(stop_ids),
                 room=context - length,
                 stream=TextStream(tokenizer, sampling.stop) if tokenizer is not None else None,

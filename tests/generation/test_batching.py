@@ -1,4 +1,4 @@
-"""Rows that join and leave at any step, prompts read in chunks or once for several, one request's end that is no other's."""
+"""Rows that join and leave at any step, prompts read in chunks or once for several, and errors of one request alone."""
 
 from __future__ import annotations
 
