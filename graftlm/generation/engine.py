@@ -108,8 +108,8 @@ class Engine:
         """Take a request in; gives its id. Tokens come from :meth:`step`.
 
         Raises:
-            UserError: an unknown adapter, an empty prompt, one that fills the context, more than there is memory for, an
-                id that is no token, or a request's id in use.
+            UserError: an unknown adapter, an empty prompt, one that fills the context, more than there is memory for,
+                an id that is no token, or a request's id in use.
         """
         return self._submit([request])[0]
 
