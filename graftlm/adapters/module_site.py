@@ -11,6 +11,7 @@ from torch import nn
 from graftlm.adapters.grouped import Group, Product, adapted_linear, add_low_rank, add_outer, add_to_spans
 from graftlm.adapters.method import Change, LowRank, Update
 from graftlm.adapters.routing import Routing, Span, current_routing
+from graftlm.adapters.serving import add_low_rank_served, add_served, serves
 from graftlm.base.places import LinearPlace, ModulePlace
 
 
@@ -47,6 +48,10 @@ class ModuleSite:
         flat, shape = self._by_token(x, routing)
         low_rank = {name: update for name in names if isinstance(update := self.updates[name], LowRank)}
         changes = {name: update for name in names if isinstance(update := self.updates[name], Change)}
+        if serves(routing):
+            y = self._without_gradients(flat, routing, low_rank, changes)
+            y = y.view(*shape, *y.shape[1:])
+            return y.transpose(1, 2) if self.place.heads_first else y
         flat = _prepared(flat, routing, changes)
         if not changes:
             y = self._with_low_rank(flat, routing, low_rank)
@@ -80,6 +85,17 @@ class ModuleSite:
         y = self._base_forward(x)
         add_outer(y.view(tokens, -1), nn.functional.linear(x, A).view(tokens, -1), B, update.scale)
         return y
+
+    def _without_gradients(
+        self, x: torch.Tensor, routing: Routing, low_rank: Mapping[str, LowRank], changes: Mapping[str, Change]
+    ) -> torch.Tensor:
+        """The module's output for tokens in one dimension, with every update."""
+        for name in (name for name, change in changes.items() if change.prepares):  # one sees what another made
+            x = add_served(x, routing, (name,), lambda name, own: changes[name].prepare(own) - own, x)
+        base = self._base_forward(x)
+        adding = tuple(name for name, change in changes.items() if change.adds)
+        y = add_served(base, routing, adding, lambda name, own, out: changes[name](own, out), x, base)
+        return add_low_rank_served(y, x, routing, low_rank) if low_rank else y
 
     def _by_token(self, x: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Size]:
         """The input with its tokens in one dimension, and the shape that they had."""

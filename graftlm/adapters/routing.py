@@ -20,6 +20,9 @@ import torch
 if TYPE_CHECKING:
     from graftlm.adapters.attention import AttentionSite
 
+#: From how many tokens on, on average, a product of each span is cheaper than one of gathered tokens.
+LONG_SPAN = 16
+
 Stack = tuple[str, ...]
 RowAdapters = str | Stack | None
 
@@ -29,6 +32,17 @@ class Span(NamedTuple):
 
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Tokens in the order of the adapters that serve them, for adapters whose own tokens lie scattered.
+
+    ``index`` (n,): the flat tokens, int64; ``parts``: which of these n each adapter serves: name, start, stop.
+    """
+
+    index: torch.Tensor
+    parts: tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -52,12 +66,14 @@ class Segment:
 class Routing:
     """The segments of a batch, in order, covering all of its ``tokens`` flat tokens.
 
-    ``source``: the routing of the encoder's tokens, where the batch is an encoder-decoder's.
+    ``source``: the routing of the encoder's tokens, where the batch is an encoder-decoder's. ``memo`` holds what
+    follows from the segments and is worked out once for all places that need it.
     """
 
     segments: tuple[Segment, ...]
     tokens: int
     source: Routing | None = None
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @staticmethod
     def of_rows(
@@ -97,6 +113,23 @@ class Routing:
                 else:
                     spans.append(Span(segment.start, segment.stop))
         return {name: tuple(spans) for name, spans in joined.items()}
+
+    def gathered(self, names: tuple[str, ...], device: torch.device) -> Gathered | None:
+        """The tokens of some adapters, gathered; None where their spans are few or long, and need no gathering."""
+        key = (names, device)
+        if key not in self.memo:
+            spans = [self.spans[name] for name in names]
+            counts = [sum(stop - start for start, stop in own) for own in spans]
+            number = sum(map(len, spans))
+            found = None
+            if number > len(names) and sum(counts) < LONG_SPAN * number:
+                index = [token for own in spans for start, stop in own for token in range(start, stop)]
+                stops = list(accumulate(counts))
+                parts = tuple((name, stop - n, stop) for name, n, stop in zip(names, counts, stops, strict=True))
+                found = Gathered(torch.tensor(index, device=device), parts)
+            self.memo[key] = found
+        result: Gathered | None = self.memo[key]
+        return result
 
     def row_stacks(self, rows: int) -> list[Stack]:
         """The stack of each row of a padded batch.

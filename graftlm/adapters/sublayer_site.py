@@ -12,6 +12,7 @@ from torch import nn
 from graftlm.adapters.grouped import add_to_spans
 from graftlm.adapters.method import SublayerChange
 from graftlm.adapters.routing import Routing, current_routing, during
+from graftlm.adapters.serving import add_served, serves
 from graftlm.base.places import Sublayer
 
 
@@ -64,6 +65,9 @@ class SublayerSite:
                 f"{self.place.output} ran on {h.shape[0]} tokens, but the routing covers {routing.tokens}: "
                 "this layer sees other tokens than the batch, and cannot be routed by them"
             )
+        if serves(routing):
+            chosen = tuple(name for name in names if not self._closed(name))
+            return add_served(h, routing, chosen, self._change, h, x).view(output.shape)
         parts = [
             (span, self._change(name, h[span.start : span.stop], x[span.start : span.stop]))
             for name in names
@@ -89,6 +93,12 @@ class SublayerSite:
         if routing is None or not names:
             return None
         stream = output.reshape(-1, output.shape[-1])
+        if serves(routing):
+
+            def change(name: str, part: torch.Tensor) -> torch.Tensor:
+                return self.updates[name](part, part, None)  # type: ignore[no-any-return]
+
+            return add_served(stream, routing, tuple(names), change, stream).view(output.shape)
         parts = [
             (span, self.updates[name](part, part, None))
             for name in names
