@@ -6,7 +6,6 @@ their adapters, and reads on in the prompts that wait, at most ``prefill_tokens`
 
 from __future__ import annotations
 
-import secrets
 from collections import deque
 from collections.abc import Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,16 +15,17 @@ from transformers import PreTrainedTokenizerBase
 
 from graftlm.adapters.attention import SharedKeys
 from graftlm.adapters.model import AdaptedModel
-from graftlm.adapters.routing import Routing, Stack, as_stack
+from graftlm.adapters.routing import Stack
 from graftlm.base.memory import available_memory, is_out_of_memory
 from graftlm.errors import UserError
-from graftlm.generation.cache import Columns, Piece, token_bytes
+from graftlm.generation.admission import Admission
+from graftlm.generation.cache import Piece, token_bytes
 from graftlm.generation.prefill import Job, plan, read
 from graftlm.generation.prefixes import PrefixStore, chain
 from graftlm.generation.requests import Completion, Request, RequestId, TokenEvent
 from graftlm.generation.rows import Row, choose_tokens
-from graftlm.generation.sampling import RowSettings, sample_seed
-from graftlm.generation.text import TextStream
+from graftlm.generation.sampling import RowSettings
+from graftlm.generation.slots import Slots
 
 _ALONE = 4  # times prefill_tokens are read at once while no row runs that would have to wait
 _SHARE = 0.5  # of the free memory, for keys and values
@@ -90,11 +90,7 @@ class Engine:
         self.statistics = Statistics()
         self._waiting: deque[Row] = deque()
         self._jobs: list[Job] = []
-        self._rows: list[Row] = []  # by slot of the table
-        self._free: list[int] = []  # slots whose rows have gone
-        self._table = Columns(0, 0)
-        self._settings: RowSettings | None = None  # of the rows, until they change
-        self._routing: tuple[Hashable, Routing] | None = None
+        self._slots = Slots(model)
         self._events: list[TokenEvent] = []  # made, but not given to anyone yet
         self._numbered = 0
         self._attention = SharedKeys(model.places)
@@ -102,7 +98,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step would do or give anything."""
-        return bool(self._waiting or self._jobs or len(self._rows) > len(self._free) or self._events)
+        return bool(self._waiting or self._jobs or self._slots.running or self._events)
 
     def submit(self, request: Request) -> RequestId:
         """Take a request in; gives its id. Tokens come from :meth:`step`.
@@ -123,13 +119,13 @@ class Engine:
         try:
             with self._attention:
                 events += self._end_orphans()
-                self._close_up()
-                if self._rows:
+                self._slots.close_up()
+                if self._slots.rows:
                     events += self._decode()
                 self._admit()
                 if self._jobs:
                     events += self._prefill()
-                self._close_up()
+                self._slots.close_up()
         except BaseException as error:  # Ctrl-C for one: rows may be half through the step, and cannot go on
             running = [row for row in self._all_rows() if row not in self._waiting]
             self._events = [*events, *self._drop(running, f"the step was broken off: {error or type(error).__name__}")]
@@ -189,7 +185,8 @@ class Engine:
     def _submit(self, requests: Sequence[Request]) -> list[RequestId]:
         """All of them or none. The longest first, so that none is left over at the end and memory peaks early."""
         given = [self._with_id(request) for request in requests]
-        rows = [self._samples(request) for request in given]
+        admission = Admission(self.model, self.tokenizer, self.cache_tokens)
+        rows = [admission.rows(request) for request in given]
         used = {row.id for row in self._all_rows()}
         for own in rows:
             if own[0].id in used:
@@ -198,63 +195,6 @@ class Engine:
         rows_first = sorted(rows, key=lambda own: (-own[0].limit, -len(own[0].prompt)))
         self._waiting.extend(row for own in rows_first for row in own)
         return [own[0].id for own in rows]
-
-    def _samples(self, request: Request) -> list[Row]:
-        """Check a request and make its rows, one for each sample."""
-        stack = as_stack(request.adapters)
-        self.model.routing(request.adapters, 1, 1)  # an unknown adapter is an error now, not in the middle
-        head = self.model.head_of(stack)
-        if head is not None:
-            raise UserError(
-                f"the adapter '{head}' has a head of its own: it predicts labels, and writes no text",
-                hint="Ask it for labels: graftlm generate FILE --adapter FOLDER --out FILE",
-            )
-        context = self.model.context_length - self.model.prefix_length(stack)
-        sampling, tokenizer = request.sampling, self.tokenizer
-        if not request.prompt_ids:
-            raise UserError("the prompt is empty", hint="Give at least one token, such as the beginning of sequence.")
-        prompt = self.model.with_virtual_tokens(request.prompt_ids, request.adapters)
-        length, virtual = len(prompt), len(prompt) - len(request.prompt_ids)
-        if length >= context:
-            beside = f" beside {virtual:,} virtual tokens of its adapters" if virtual else ""
-            whose = "of the model" if context == self.model.context_length else "that its prefix leaves"
-            raise UserError(
-                f"the prompt has {length - virtual:,} tokens{beside}, but the context {whose} is {context:,}: "
-                f"there is no room for an answer",
-                hint=f"Shorten it to at most {max(0, context - virtual - 1):,} tokens.",
-            )
-        places = length + min(sampling.max_new_tokens, context - length)
-        if places > self.cache_tokens:
-            raise UserError(
-                f"the request needs keys and values of {places:,} tokens ({length:,} of its prompt and "
-                f"{places - length:,} new ones), but there is memory for {self.cache_tokens:,}",
-                hint="Lower max_new_tokens, shorten the prompt, or raise cache_tokens.",
-            )
-        if sampling.num_beams > 1 or sampling.constraint is not None:
-            raise UserError(f"{sampling.constraint or 'num_beams'} is not supported yet")
-        if sampling.stop and tokenizer is None:
-            raise UserError("stop texts need a tokenizer: Engine(model, tokenizer)")
-        stop_ids = sampling.stop_ids
-        if stop_ids is None:
-            end = tokenizer.eos_token_id if tokenizer is not None else None
-            stop_ids = (end,) if isinstance(end, int) else ()
-        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        assert request.id is not None
-        return [
-            Row(
-                id=request.id,
-                index=index,
-                prompt=prompt,
-                added=virtual,
-                stack=stack,
-                sampling=sampling,
-                seed=sample_seed(seed, index),
-                stop_ids=frozenset(stop_ids),
-                room=context - length,
-                stream=TextStream(tokenizer, sampling.stop) if tokenizer is not None else None,
-            )
-            for index in range(sampling.n)
-        ]
 
     def _admit(self) -> None:
         """Give waiting requests their slots, in order, as long as they fit."""
@@ -282,41 +222,30 @@ class Engine:
     # --- a step -----------------------------------------------------------------------------------------------------
 
     def _decode(self) -> list[TokenEvent]:
-        """One token for each row of the table."""
-        rows, table, device = self._rows, self._table, self.model.device
-        table.make_room()
-        self._settings = self._settings or RowSettings.of([row.sampling for row in rows], device)
-        routing = self._current_routing()
-        ids = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
-        positions = torch.tensor([[row.position] for row in rows], device=device)
+        """One token for each row that runs."""
+        rows = self._slots.rows
+        self._slots.make_room()
         try:
-            states = self.model.hidden(
-                ids,
-                table.mask(1, device),
-                adapters=routing,
-                past_key_values=table,
-                position_ids=positions,
-                use_cache=True,
-            ).last_hidden_state
-            logits = self.model.score(states[:, -1], routing)
+            logits = self._slots.forward()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             largest = max(rows, key=lambda row: row.position)
             return self._drop([largest], _no_memory((*largest.prompt, *largest.tokens), error))
-        table.advance()
         self._count(len(rows))
-        events = choose_tokens(rows, self._settings, logits.to(torch.promote_types(logits.dtype, torch.float32)))
-        self._let_go([slot for slot, event in enumerate(events) if event.completion is not None])
+        events = choose_tokens(rows, self._slots.settings, logits)
+        done = [slot for slot, event in enumerate(events) if event.completion is not None]
+        if self.keep_answers:
+            for slot in done:
+                self._keep(rows[slot], self._slots.piece(slot))
+        self._slots.leave(done)
         return events
 
-    def _current_routing(self) -> Routing:
-        """The routing of the rows: one value, as long as they and their adapters stay the same."""
-        stacks = [row.stack for row in self._rows]
-        state = (stacks, [self.model.version(name) for name in dict.fromkeys(n for stack in stacks for n in stack)])
-        if self._routing is None or self._routing[0] != state:
-            self._routing = (state, Routing.of_rows(stacks, 1))
-        return self._routing[1]
+    def _keep(self, row: Row, piece: Piece) -> None:
+        """Keep what was computed of a row for requests that go on from its answer."""
+        ids = (*row.prompt, *row.tokens[:-1])
+        key = self._key(row.stack)
+        self.prefixes.add(key, ids, chain(key, ids), piece.cut(len(ids)))
 
     def _count(self, rows: int) -> None:
         self.statistics.steps += 1
@@ -327,7 +256,7 @@ class Engine:
 
     def _prefill(self) -> list[TokenEvent]:
         """Read on in some prompts; those that are through get their first token, and join the table."""
-        tokens = self.prefill_tokens * (1 if self._rows else _ALONE)
+        tokens = self.prefill_tokens * (1 if self._slots.rows else _ALONE)
         for job in self._jobs:
             if job.piece is None and not job.wants_log_probs:
                 found = self.prefixes.find(job.key, job.prompt[:-1], chain(job.key, job.prompt[:-1]))
@@ -363,61 +292,14 @@ class Engine:
             for row, event, number in zip(rows, events, which.tolist(), strict=True)
             if event.completion is None and (piece := result.done[number].piece) is not None
         ]
-        self._join(joining)
+        self._slots.join(joining)
         return events
 
     # --- rows come and go -------------------------------------------------------------------------------------------
 
     def _all_rows(self) -> list[Row]:
         """Those that run, are read and wait."""
-        running = [row for slot, row in enumerate(self._rows) if slot not in self._free]
-        return [*running, *(row for job in self._jobs for row in job.rows), *self._waiting]
-
-    def _join(self, joining: Sequence[tuple[Row, Piece]]) -> None:
-        """Give rows that have their first token a slot: a free one, best beside rows of the same adapters."""
-        slots = []
-        for row, _ in joining:
-            beside = (slot for slot in self._free if self._neighbours(slot, row.stack))
-            slot = next(beside, self._free[0] if self._free else len(self._rows))
-            if slot == len(self._rows):
-                self._rows.append(row)
-            else:
-                self._free.remove(slot)
-                self._rows[slot] = row
-            slots.append(slot)
-        if joining:
-            self._table.reserve(_doubled(len(self._rows), self._table.rows), max(row.places for row, _ in joining))
-            self._table.join([piece for _, piece in joining], slots)
-            self._settings = None
-
-    def _neighbours(self, slot: int, stack: Stack) -> bool:
-        return any(
-            self._rows[next_to].stack == stack for next_to in (slot - 1, slot + 1) if 0 <= next_to < len(self._rows)
-        )
-
-    def _let_go(self, slots: Sequence[int]) -> None:
-        """Free slots; those that no row takes before the step ends are closed up."""
-        if self.keep_answers:
-            for slot in slots:
-                row = self._rows[slot]
-                ids = (*row.prompt, *row.tokens[:-1])
-                key = self._key(row.stack)
-                self.prefixes.add(key, ids, chain(key, ids), self._table.piece(slot).cut(len(ids)))
-        self._table.leave(slots)
-        self._free += slots
-        self._settings = None
-
-    def _close_up(self) -> None:
-        """Move the last rows to where slots are free."""
-        if not self._free:
-            return
-        free = set(self._free)
-        kept = [slot for slot in range(len(self._rows)) if slot not in free]
-        last = [slot for slot in kept if slot >= len(kept)]
-        order = [last.pop() if slot in free else slot for slot in range(len(kept))]
-        self._table.compact(order)
-        self._rows = [self._rows[slot] for slot in order]
-        self._free = []
+        return [*self._slots.running, *(row for job in self._jobs for row in job.rows), *self._waiting]
 
     def _drop(self, rows: Sequence[Row], error: str | None = None) -> list[TokenEvent]:
         """Take rows out wherever they are; gives their last events."""
@@ -426,11 +308,7 @@ class Engine:
         for job in self._jobs:
             job.rows = [row for row in job.rows if id(row) not in gone]
         self._jobs = [job for job in self._jobs if job.rows]
-        slots = [slot for slot, row in enumerate(self._rows) if id(row) in gone and slot not in self._free]
-        self._table.leave(slots)
-        self._free += slots
-        if slots:
-            self._settings = None
+        self._slots.remove(gone)
         return [row.cancel() if error is None else row.fail(error) for row in rows]
 
     def _end_orphans(self) -> list[TokenEvent]:
@@ -447,8 +325,3 @@ class Engine:
 
 def _no_memory(ids: Sequence[int], error: Exception) -> str:
     return f"there is not enough memory for a request of {len(ids):,} tokens: {str(error).splitlines()[0]}"
-
-
-def _doubled(needed: int, there: int) -> int:
-    """How many slots to have: twice as many whenever they do not suffice."""
-    return there if needed <= there else max(needed, 2 * there)

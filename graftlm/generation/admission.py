@@ -1,0 +1,96 @@
+"""Taking requests in: what is wrong with one is said here, before anything is computed for it."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from graftlm.adapters.model import AdaptedModel
+from graftlm.adapters.routing import as_stack
+from graftlm.errors import UserError
+from graftlm.generation.requests import Request
+from graftlm.generation.rows import Row
+from graftlm.generation.sampling import sample_seed
+from graftlm.generation.text import TextStream
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What requests are checked against. ``cache_tokens``: how many tokens keys and values are kept for."""
+
+    model: AdaptedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    cache_tokens: int
+
+    def rows(self, request: Request) -> list[Row]:
+        """Check a request that has an id, and make its rows, one for each sample.
+
+        Raises:
+            UserError: an unknown adapter or one that writes no text, an empty prompt, one that fills the context, more
+                than there is memory for, an id that is no token, or settings that are not for this engine.
+        """
+        stack = as_stack(request.adapters)
+        self.model.routing(request.adapters, 1, 1)  # an unknown adapter is an error now, not in the middle
+        head = self.model.head_of(stack)
+        if head is not None:
+            raise UserError(
+                f"the adapter '{head}' has a head of its own: it predicts labels, and writes no text",
+                hint="Ask it for labels: graftlm generate FILE --adapter FOLDER --out FILE",
+            )
+        sampling, tokenizer = request.sampling, self.tokenizer
+        if sampling.num_beams > 1 or sampling.constraint is not None:
+            raise UserError(f"{sampling.constraint or 'num_beams'} is not supported yet")
+        if sampling.stop and tokenizer is None:
+            raise UserError("stop texts need a tokenizer: Engine(model, tokenizer)")
+        prompt, virtual, room = self._fitted(request)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        assert request.id is not None
+        return [
+            Row(
+                id=request.id,
+                index=index,
+                prompt=prompt,
+                added=virtual,
+                stack=stack,
+                sampling=sampling,
+                seed=sample_seed(seed, index),
+                stop_ids=self._stop_ids(request),
+                room=room,
+                stream=TextStream(tokenizer, sampling.stop) if tokenizer is not None else None,
+            )
+            for index in range(sampling.n)
+        ]
+
+    def _fitted(self, request: Request) -> tuple[tuple[int, ...], int, int]:
+        """The prompt with virtual tokens, how many were put in front, and how many tokens the context has left."""
+        if not request.prompt_ids:
+            raise UserError("the prompt is empty", hint="Give at least one token, such as the beginning of sequence.")
+        context = self.model.context_length - self.model.prefix_length(as_stack(request.adapters))
+        prompt = self.model.with_virtual_tokens(request.prompt_ids, request.adapters)
+        length, virtual = len(prompt), len(prompt) - len(request.prompt_ids)
+        if length >= context:
+            beside = f" beside {virtual:,} virtual tokens of its adapters" if virtual else ""
+            whose = "of the model" if context == self.model.context_length else "that its prefix leaves"
+            raise UserError(
+                f"the prompt has {length - virtual:,} tokens{beside}, but the context {whose} is {context:,}: "
+                f"there is no room for an answer",
+                hint=f"Shorten it to at most {max(0, context - virtual - 1):,} tokens.",
+            )
+        places = length + min(request.sampling.max_new_tokens, context - length)
+        if places > self.cache_tokens:
+            raise UserError(
+                f"the request needs keys and values of {places:,} tokens ({length:,} of its prompt and "
+                f"{places - length:,} new ones), but there is memory for {self.cache_tokens:,}",
+                hint="Lower max_new_tokens, shorten the prompt, or raise cache_tokens.",
+            )
+        return prompt, virtual, context - length
+
+    def _stop_ids(self, request: Request) -> frozenset[int]:
+        """The tokens that end the answer: those of the request, or the tokenizer's end of sequence."""
+        given = request.sampling.stop_ids
+        if given is not None:
+            return frozenset(given)
+        end = self.tokenizer.eos_token_id if self.tokenizer is not None else None
+        return frozenset((end,) if isinstance(end, int) else ())

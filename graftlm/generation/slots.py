@@ -1,0 +1,121 @@
+"""The rows that run, slot by slot beside their keys and values, and the pass of the model for their next tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+
+import torch
+
+from graftlm.adapters.model import AdaptedModel
+from graftlm.adapters.routing import Routing, Stack
+from graftlm.generation.cache import Columns, Piece
+from graftlm.generation.rows import Row
+from graftlm.generation.sampling import RowSettings
+
+
+class Slots:
+    """Rows by slot of the table. A row that left stays in ``rows`` until another takes its slot or all close up."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self.model = model
+        self.rows: list[Row] = []
+        self._free: list[int] = []  # slots whose rows have gone
+        self._table = Columns(0, 0)
+        self._settings: RowSettings | None = None  # of the rows, until they change
+        self._routing: tuple[Hashable, Routing] | None = None
+
+    @property
+    def running(self) -> list[Row]:
+        """The rows that have not left."""
+        return [row for slot, row in enumerate(self.rows) if slot not in self._free]
+
+    @property
+    def settings(self) -> RowSettings:
+        """Those of all rows, one value as long as they stay the same."""
+        self._settings = self._settings or RowSettings.of([row.sampling for row in self.rows], self.model.device)
+        return self._settings
+
+    @property
+    def routing(self) -> Routing:
+        """That of all rows: one value, as long as they and their adapters stay the same."""
+        stacks = [row.stack for row in self.rows]
+        state = (stacks, [self.model.version(name) for name in dict.fromkeys(n for stack in stacks for n in stack)])
+        if self._routing is None or self._routing[0] != state:
+            self._routing = (state, Routing.of_rows(stacks, 1))
+        return self._routing[1]
+
+    def make_room(self) -> None:
+        """See that there is a column for the next token."""
+        self._table.make_room()
+
+    def forward(self) -> torch.Tensor:
+        """Read the newest token of every row; no slot is free. Logits (rows, vocabulary) of the next ones."""
+        rows, table, device = self.rows, self._table, self.model.device
+        ids = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
+        positions = torch.tensor([[row.position] for row in rows], device=device)
+        routing = self.routing
+        states = self.model.hidden(
+            ids,
+            table.mask(1, device),
+            adapters=routing,
+            past_key_values=table,
+            position_ids=positions,
+            use_cache=True,
+        ).last_hidden_state
+        logits = self.model.score(states[:, -1], routing)
+        table.advance()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def piece(self, slot: int) -> Piece:
+        """The keys and values of a row."""
+        return self._table.piece(slot)
+
+    def join(self, joining: Sequence[tuple[Row, Piece]]) -> None:
+        """Give rows that have their first token a slot: a free one, best beside rows of the same adapters."""
+        slots = []
+        for row, _ in joining:
+            beside = (slot for slot in self._free if self._neighbours(slot, row.stack))
+            slot = next(beside, self._free[0] if self._free else len(self.rows))
+            if slot == len(self.rows):
+                self.rows.append(row)
+            else:
+                self._free.remove(slot)
+                self.rows[slot] = row
+            slots.append(slot)
+        if joining:
+            self._table.reserve(_doubled(len(self.rows), self._table.rows), max(row.places for row, _ in joining))
+            self._table.join([piece for _, piece in joining], slots)
+            self._settings = None
+
+    def _neighbours(self, slot: int, stack: Stack) -> bool:
+        return any(
+            self.rows[next_to].stack == stack for next_to in (slot - 1, slot + 1) if 0 <= next_to < len(self.rows)
+        )
+
+    def leave(self, slots: Sequence[int]) -> None:
+        """Free slots; those that no row takes before :meth:`close_up` are closed up then."""
+        if slots:
+            self._table.leave(slots)
+            self._free += slots
+            self._settings = None
+
+    def remove(self, rows: Collection[int]) -> None:
+        """Free the slots of rows, which are given by ``id``."""
+        self.leave([slot for slot, row in enumerate(self.rows) if id(row) in rows and slot not in self._free])
+
+    def close_up(self) -> None:
+        """Move the last rows to where slots are free."""
+        if not self._free:
+            return
+        free = set(self._free)
+        kept = [slot for slot in range(len(self.rows)) if slot not in free]
+        last = [slot for slot in kept if slot >= len(kept)]
+        order = [last.pop() if slot in free else slot for slot in range(len(kept))]
+        self._table.compact(order)
+        self.rows = [self.rows[slot] for slot in order]
+        self._free = []
+
+
+def _doubled(needed: int, there: int) -> int:
+    """How many slots to have: twice as many whenever they do not suffice."""
+    return there if needed <= there else max(needed, 2 * there)
