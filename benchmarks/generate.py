@@ -15,11 +15,12 @@ which is counted. The scenarios:
 - unequal: 96 requests whose prompts and answers have log-normal lengths (mean 64 each, at most 256), at most 32 rows
   at a time: ``generate`` takes them in batches of 32 in the order of asking, each until its longest answer is done.
 
-Contenders run in processes of their own and take turns; medians of the repeats count. "products" is the limit: the
-products of the base's linear layers and head alone, on the same numbers of tokens. "Cores" is processor time over
-wall time (the bars are for wall time): where it is well under the number of threads, something else had the machine. All run with the allocator and
-OpenMP settings that graftlm makes, "as it comes" without. The slots of ``unequal`` are counted in the steps of decoding
-while requests wait.
+Contenders run in processes of their own and take turns, all with the allocator and OpenMP settings that graftlm makes
+("as it comes": without); medians of the repeats count. "products" is the limit: the products of the base's linear
+layers and head alone, on the same numbers of tokens. "Cores" is processor time over wall time: where it is well under
+the number of threads, something else had the machine. The bars are for wall time; ratios by processor time, which
+neighbours lengthen less, stand beside. The slots of ``unequal`` are counted in the steps of decoding while requests
+wait.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Bar:
-    """``ours`` is to make at least ``least`` times the useful tokens per second of ``beside``; ``aim`` is only printed."""
+    """``ours`` is to make at least ``least`` times the useful tokens per second of ``beside``; ``aim`` is printed."""
 
     ours: str
     beside: str
@@ -143,7 +144,7 @@ def ratio(bar: Bar, figures: Figures, of: Callable[[dict[str, Any]], float] = ra
 
 @dataclass(frozen=True)
 class Check:
-    """A comparison. ``value``: what came out, None where a contender failed. ``processor``: the same by processor time."""
+    """A comparison. ``value``: by wall time, ``processor``: by processor time; None where a contender failed."""
 
     label: str
     value: float | None
@@ -218,16 +219,18 @@ def report(scenario: str, figures: Figures, repeats: int) -> bool:
 
 def profile(scenarios: Sequence[str], sizes: Sizes, threads: int) -> dict[str, Any]:
     """Print what a decoding step of graftlm consists of, for the scenarios that have such a view."""
-    profiled = {"plain": ["graftlm"], "lora": ["graftlm-lora", "graftlm-mixed"], "kinds": ["graftlm-kinds"]}
+    views = {"plain": ["graftlm"], "lora": ["graftlm-lora", "graftlm-mixed"], "kinds": ["graftlm-kinds"]}
     results = {}
-    for name in [name for scenario in scenarios for name in profiled.get(scenario, [])]:
+    for name in [name for scenario in scenarios for name in views.get(scenario, [])]:
         found = run_child(OURS, [name, arguments(sizes), "profile"], threads=threads)
         if isinstance(found, Failure):
             sys.exit(f"the profile of {name} failed: {found.reason}")
         results[name] = found
+        profiled = (
+            f"{found['profiled_step_ms']:.1f} under the profiler, {found['operations_ms']:.1f} of them in operations"
+        )
         table = Table(
-            f"{name}: a decoding step of {found['step_ms']:.1f} ms ({found['profiled_step_ms']:.1f} under the profiler, "
-            f"{found['operations_ms']:.1f} of them in operations)",
+            f"{name}: a decoding step of {found['step_ms']:.1f} ms ({profiled})",
             ["operation", "own ms a step", "share", "calls a step"],
         )
         for key, milliseconds, calls in found["top"]:
