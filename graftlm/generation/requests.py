@@ -113,6 +113,21 @@ class SamplingSettings:
         """The name of the constraint that is set, if any."""
         return next((name for name in _CONSTRAINTS if getattr(self, name) is not None), None)
 
+    def check_vocabulary(self, vocabulary: int) -> None:
+        """Whether the tokens that are named exist in a model of so many.
+
+        Raises:
+            UserError: a stop id or a biased token is past the vocabulary.
+        """
+        named = {"stop_ids": self.stop_ids or (), "logit_bias": tuple(self.biases)}
+        wrong = [
+            f"{name} has the token {max(ids)}; the model's tokens are 0 to {vocabulary - 1:,}"
+            for name, ids in named.items()
+            if ids and max(ids) >= vocabulary
+        ]
+        if wrong:
+            raise UserError("sampling settings: " + "\n".join(wrong))
+
     def _set(self, name: str, value: object) -> None:
         """Keep a value in its plain form; nobody has seen these settings yet."""
         object.__setattr__(self, name, value)

@@ -1,4 +1,4 @@
-"""Choose the next tokens: pure functions on logits (rows, vocabulary) and each row's own settings.
+"""Choose the next tokens: from logits (rows, vocabulary) and each row's own settings.
 
 A row is drawn with one uniform number by inverting its cumulative distribution, so its token depends on its logits,
 its settings and (seed, position) alone; ``torch.multinomial`` draws a number for every word it knows and is slow.
@@ -8,49 +8,100 @@ boundaries then gives the token beside it, about once in a thousand draws from f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
 from graftlm.adapters.routing import mix_seed
-from graftlm.generation.requests import SamplingSettings
+from graftlm.generation.distributions import (
+    allow_only_,
+    draw,
+    largest,
+    penalise_counts_,
+    penalise_repetition_,
+    truncate_,
+)
+from graftlm.generation.requests import SamplingSettings, TopTokens
 
-_FIRST_LOOK = 512  # likeliest tokens that are sorted first for top_p; nearly always enough
-_BLOCK = 256
+_ROWS = 8  # go through each step together on CPU: what they need stays in its cache, and memory is not asked for anew
+
+
+class Allowed(NamedTuple):
+    """What constraints allow: the rows that have one, and their bits (len(rows), words) int32, a bit a token."""
+
+    rows: Sequence[int]
+    bits: torch.Tensor
 
 
 @dataclass(frozen=True)
 class RowSettings:
-    """Settings as columns: float64 and int64 tensors (rows,), and what of it any row needs at all."""
+    """The settings of all rows, made once while the rows stay the same.
 
-    temperature: torch.Tensor
-    top_k: torch.Tensor
-    top_p: torch.Tensor
-    min_p: torch.Tensor
-    repetition_penalty: torch.Tensor
-    sampled: torch.Tensor  # (n,) the rows that are not greedy
-    truncated: bool
+    ``penalised``: some row needs the tokens of prompt and answer; ``counted``: some row needs those of the answer.
+    """
+
+    blocks: tuple[Block, ...]
+    top: dict[int, int]  # rows that want likeliest tokens, and how many
     penalised: bool
+    counted: bool
 
     @staticmethod
     def of(rows: Sequence[SamplingSettings], device: torch.device | str = "cpu") -> RowSettings:
         """The settings of each row, one below the other."""
-
-        def column(name: str, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-            return torch.tensor([getattr(row, name) for row in rows], dtype=dtype, device=device)
-
-        drawn = [number for number, row in enumerate(rows) if row.temperature > 0]
+        step = _ROWS if torch.device(device).type == "cpu" else max(1, len(rows))
+        blocks = tuple(Block.of(rows[start : start + step], start, device) for start in range(0, len(rows), step))
         return RowSettings(
-            column("temperature"),
-            column("top_k", torch.int64),
-            column("top_p"),
-            column("min_p"),
-            column("repetition_penalty"),
-            torch.tensor(drawn, dtype=torch.int64, device=device),
-            any(row.top_k > 0 or row.top_p < 1.0 or row.min_p > 0.0 for row in rows),
-            any(row.repetition_penalty != 1.0 for row in rows),
+            blocks,
+            {number: row.top_log_probs for number, row in enumerate(rows) if row.top_log_probs},
+            any(block.penalty is not None for block in blocks),
+            any(block.counted is not None for block in blocks),
         )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Settings of rows that are worked on together, as columns of float64 or int64; None where no row has any."""
+
+    part: slice  # of all rows
+    sampled: list[int]  # rows that are not greedy, counted within the block
+    temperature: torch.Tensor | None  # (sampled, 1)
+    truncated: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None  # top_k, top_p, min_p, (sampled,) each
+    biases: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None  # row, token and bias, (all biases,) each
+    penalty: torch.Tensor | None  # (rows,) for repetition
+    counted: tuple[torch.Tensor, torch.Tensor] | None  # frequency and presence penalty, (rows,) each
+
+    @staticmethod
+    def of(rows: Sequence[SamplingSettings], first: int, device: torch.device | str) -> Block:
+        """The settings of ``rows``, the first of which is number ``first`` of all."""
+
+        def column(values: Iterable[float], dtype: torch.dtype = torch.float64) -> torch.Tensor:
+            return torch.tensor(list(values), dtype=dtype, device=device)
+
+        block: dict[str, Any] = dict.fromkeys(("temperature", "truncated", "biases", "penalty", "counted"))
+        drawn = [row for row in rows if row.temperature > 0]
+        if any(row.temperature != 1.0 for row in drawn):
+            block["temperature"] = column(row.temperature for row in drawn)[:, None]
+        if any(row.top_k > 0 or row.top_p < 1.0 or row.min_p > 0.0 for row in drawn):
+            block["truncated"] = (
+                column((row.top_k for row in drawn), torch.int64),
+                column(row.top_p for row in drawn),
+                column(row.min_p for row in drawn),
+            )
+        biases = [(number, *pair) for number, row in enumerate(rows) for pair in row.biases.items()]
+        if biases:
+            numbers, tokens, values = zip(*biases, strict=True)
+            block["biases"] = column(numbers, torch.int64), column(tokens, torch.int64), column(values)
+        if any(row.repetition_penalty != 1.0 for row in rows):
+            block["penalty"] = column(row.repetition_penalty for row in rows)
+        if any(row.frequency_penalty or row.presence_penalty for row in rows):
+            block["counted"] = (
+                column(row.frequency_penalty for row in rows),
+                column(row.presence_penalty for row in rows),
+            )
+        sampled = [number for number, row in enumerate(rows) if row.temperature > 0]
+        return Block(slice(first, first + len(rows)), sampled, **block)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -68,94 +119,95 @@ def choose(
     logits: torch.Tensor,
     settings: RowSettings,
     uniforms: torch.Tensor,
-    seen: torch.Tensor | None = None,
+    history: torch.Tensor | None = None,
+    generated: torch.Tensor | None = None,
+    allowed: Allowed | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The next token of every row.
 
-    logits (rows, vocabulary) float32 or float64; uniforms (rows,) float64 in [0, 1); seen (rows, n) int64: the tokens
-    of prompt and answer so far, needed where a row is penalised → tokens (rows,) int64, and their log-probabilities
-    (rows,) under ``logits`` as they are. One that is not finite means that the row's logits are not.
+    logits (rows, vocabulary) float32 or float64; uniforms (rows,) float64 in [0, 1); history (rows, n) int64: the
+    tokens of prompt and answer so far, needed where ``settings.penalised``; generated (rows, m): those of the answer,
+    needed where ``settings.counted``; both filled up with any id past the vocabulary. → tokens (rows,) int64, and their
+    log-probabilities (rows,) under ``logits`` as they are. One that is not finite means that the row's logits are not;
+    token -1 beside one that is, that biases and constraint allow no token at all.
     """
-    scores = logits
-    if settings.penalised and seen is not None:
-        scores = penalise_repetition(logits, settings.repetition_penalty, seen)
-    rows = settings.sampled
-    if len(rows) < len(logits):
-        tokens = scores.argmax(-1)
-    else:
-        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-    if len(rows):
-        heated = scores if len(rows) == len(scores) else scores[rows]
-        heated = heated / settings.temperature[rows].to(scores.dtype)[:, None]
-        if settings.truncated:
-            lowest = lowest_kept(heated, settings.top_k[rows], settings.top_p[rows], settings.min_p[rows])
-            heated.masked_fill_(heated < lowest[:, None], -torch.inf)
-        tokens[rows] = draw(heated, uniforms[rows])
-    log_probs = logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(-1)
-    return tokens, log_probs
+    tokens, log_probs = zip(
+        *(_choose_block(logits, block, uniforms, history, generated, allowed) for block in settings.blocks), strict=True
+    )
+    return torch.cat(tokens), torch.cat(log_probs)
 
 
-def penalise_repetition(logits: torch.Tensor, penalty: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Positive logits of seen tokens divided by the row's penalty, negative ones multiplied (Keskar et al. 2019, CTRL).
-
-    logits (rows, vocabulary), penalty (rows,), seen (rows, n) token ids, repeats allowed → (rows, vocabulary). Ids
-    past the vocabulary (virtual tokens) are no tokens to write, and change nothing.
-    """
-    by = penalty.to(logits.dtype)[:, None]
-    vocabulary = logits.shape[1]
-    one_more = torch.nn.functional.pad(logits, (0, 1))  # where all ids past the vocabulary go
-    seen = seen.clamp(max=vocabulary)
-    found = one_more.gather(1, seen)
-    return one_more.scatter(1, seen, torch.where(found > 0, found / by, found * by))[:, :vocabulary]
+def top_log_probs(logits: torch.Tensor, settings: RowSettings) -> dict[int, TopTokens]:
+    """The likeliest tokens of the rows that want them, with log-probabilities under ``logits`` as they are."""
+    if not settings.top:
+        return {}
+    most = min(max(settings.top.values()), logits.shape[1])
+    values, ids = logits[list(settings.top)].log_softmax(-1).topk(most)
+    return {
+        row: tuple(zip(tokens[:wanted], numbers[:wanted], strict=True))
+        for (row, wanted), tokens, numbers in zip(settings.top.items(), ids.tolist(), values.tolist(), strict=True)
+    }
 
 
-def lowest_kept(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """The smallest score that each row may draw; tokens of equal score stay or go together.
+def _choose_block(
+    logits: torch.Tensor,
+    block: Block,
+    uniforms: torch.Tensor,
+    history: torch.Tensor | None,
+    generated: torch.Tensor | None,
+    allowed: Allowed | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`choose` for the rows of one block; all rows come in."""
+    scores = _processed(logits, block, history, generated, allowed)
+    logits = logits[block.part]
+    best = largest(logits)[:, None]
+    chances = logits.softmax(-1)  # in one pass over the logits, and their total comes from it
+    total = logits.gather(1, best) - chances.gather(1, best).log()
+    tokens = best
+    if scores is not None:
+        tokens = largest(scores)[:, None]
+        tokens = torch.where(scores.gather(1, tokens) == -torch.inf, -1, tokens)
+    if block.sampled:
+        rows: list[int] | slice = block.sampled if len(block.sampled) < len(logits) else slice(None)
+        chances = chances[rows]
+        if scores is not None or block.temperature is not None:
+            heated = (logits if scores is None else scores)[rows]
+            if block.temperature is not None:
+                heated = heated / block.temperature.to(heated.dtype)
+            chances = torch.softmax(heated, -1, out=chances)
+        if block.truncated is not None:
+            truncate_(chances, *block.truncated)
+        tokens[rows] = draw(chances, uniforms[block.part][rows])[:, None]
+    return tokens.squeeze(1), (logits.gather(1, tokens.clamp(min=0)) - total).squeeze(1)
 
-    scores (rows, vocabulary), settings (rows,) → (rows,) in the type of ``scores``.
-    """
-    # min_p is relative to the likeliest token, so it is a threshold whatever top_k and top_p leave.
-    lowest = scores.amax(-1) + min_p.to(scores.dtype).log()
-    narrow = ((top_k > 0) | (top_p < 1.0)).nonzero().squeeze(1)
-    if len(narrow):
-        bound = _lowest_by_rank_and_mass(scores[narrow], top_k[narrow], top_p[narrow])
-        lowest[narrow] = torch.maximum(lowest[narrow], bound)
-    return lowest
 
-
-def _lowest_by_rank_and_mass(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """The smallest score among the ``top_k`` first (0: all) that are preceded by less than ``top_p`` of their mass."""
-    vocabulary = scores.shape[-1]
-    unlimited = top_k == 0
-    rank = torch.where(unlimited, vocabulary, top_k).clamp(max=vocabulary)
-    needed = int(torch.where(unlimited, _FIRST_LOOK, rank).max())
-    total = scores.logsumexp(-1)
-    for width in (min(needed, vocabulary), min(8 * needed, vocabulary), vocabulary):
-        best = scores.topk(width).values
-        inside = torch.arange(width, device=scores.device) < rank[:, None]
-        among = torch.where(unlimited, total, best.masked_fill(~inside, -torch.inf).logsumexp(-1))
-        mass = (best - among[:, None]).exp().masked_fill(~inside, 0.0).cumsum(-1, dtype=torch.float64)
-        if width == vocabulary or bool(((mass[:, -1] >= top_p) | ~unlimited).all()):
-            break
-    before = torch.nn.functional.pad(mass[:, :-1], (1, 0))
-    last = (inside & (before < top_p[:, None])).sum(-1) - 1
-    return best.gather(1, last[:, None]).squeeze(1)
-
-
-def draw(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Tokens (rows,) of softmax(scores) (rows, vocabulary): where its cumulative mass first exceeds ``uniforms``.
-
-    The mass is summed by blocks, and cumulated token by token in the one block that is hit: five times as fast.
-    """
-    weights = (scores - scores.amax(-1, keepdim=True)).exp_()
-    padded = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % _BLOCK))
-    blocks = padded.view(len(scores), -1, _BLOCK)
-    cumulative = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
-    point = uniforms[:, None] * cumulative[:, -1:]
-    hit = torch.searchsorted(cumulative, point, right=True).clamp_(max=blocks.shape[1] - 1)
-    inside = blocks.take_along_dim(hit[..., None], 1).squeeze(1).cumsum(-1, dtype=torch.float64)
-    point = point - torch.nn.functional.pad(cumulative, (1, 0)).gather(1, hit)
-    # Rounding must not carry the point past the last token that has any mass.
-    point = point.minimum(torch.nextafter(inside[:, -1:], inside.new_zeros(())))
-    token = hit * _BLOCK + torch.searchsorted(inside, point, right=True)
-    return token.squeeze(1).clamp_(max=scores.shape[-1] - 1)  # past the end only where scores are NaN
+def _processed(
+    logits: torch.Tensor,
+    block: Block,
+    history: torch.Tensor | None,
+    generated: torch.Tensor | None,
+    allowed: Allowed | None,
+) -> torch.Tensor | None:
+    """The block's logits after biases, penalties and constraints, in transformers' order; None where there are none."""
+    first, last = block.part.start, block.part.stop
+    bound = [] if allowed is None else [place for place, row in enumerate(allowed.rows) if first <= row < last]
+    if block.biases is None and block.penalty is None and block.counted is None and not bound:
+        return None
+    scores = logits[block.part].clone()
+    if block.biases is not None:
+        rows, tokens, bias = block.biases
+        scores[rows, tokens] += bias.to(scores.dtype)
+    if block.penalty is not None:
+        if history is None:
+            raise ValueError("rows with a repetition penalty need history")
+        penalise_repetition_(scores, block.penalty, history[block.part])
+    if block.counted is not None:
+        if generated is None:
+            raise ValueError("rows with a frequency or presence penalty need generated")
+        penalise_counts_(scores, *block.counted, generated[block.part])
+    if bound and allowed is not None:
+        numbers = [allowed.rows[place] - first for place in bound]
+        own = scores[numbers]
+        allow_only_(own, allowed.bits[bound])
+        scores[numbers] = own
+    return scores

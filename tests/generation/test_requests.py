@@ -87,6 +87,16 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     assert len(error.value.message.splitlines()) == 5
 
 
+def test_tokens_that_the_model_does_not_have() -> None:
+    settings = SamplingSettings(stop_ids=(3, 10), logit_bias={9: 1.0, 12: 1.0})
+    settings.check_vocabulary(13)
+    SamplingSettings().check_vocabulary(1)
+    with pytest.raises(UserError) as error:
+        settings.check_vocabulary(10)
+    assert "stop_ids has the token 10; the model's tokens are 0 to 9" in error.value.message
+    assert "logit_bias has the token 12" in error.value.message
+
+
 def test_values_are_kept_plain() -> None:
     settings = SamplingSettings(
         max_new_tokens=numpy.int64(3),  # type: ignore[arg-type]
