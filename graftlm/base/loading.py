@@ -121,9 +121,16 @@ def quiet_loading() -> Iterator[None]:
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Put a model into eval mode (its dropout off) and take gradients off its weights, in place."""
+    """Put a model into eval mode (its dropout off) and take gradients off its weights, in place.
+
+    Where attention scores are capped (Gemma 2), it is computed by the family's own code: torch's fused attention does
+    not cap, and transformers 5.17 takes that all the same.
+    """
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if capped is not None and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
     return model
 
 

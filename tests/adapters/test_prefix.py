@@ -361,8 +361,8 @@ def test_the_prefix_stays_visible_or_leaves_the_window() -> None:
 def test_the_base_computes_its_own_attention_again(family: str) -> None:
     base = make_base(family)
     configs = {id(module.config): module.config for module in base.modules() if hasattr(module, "config")}
-    before = {key: config._attn_implementation for key, config in configs.items()}
     model = AdaptedModel(base)
+    before = {key: config._attn_implementation for key, config in configs.items()}
     with torch.no_grad():
         expected = logits(model, family)
     model.add("a", Prefix(length=3))
