@@ -10,22 +10,20 @@ distance to it; what is left over in front is masked.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from graftlm.adapters.decoder_positions import positions_are_unknown
 from graftlm.adapters.method import KeyValues
 from graftlm.adapters.routing import Call, Stack, current_call
 from graftlm.base.attentions import AttentionPlace, restore_attention, set_attention
-from graftlm.base.loading import context_length
 from graftlm.base.places import Places
 from graftlm.errors import UserError
 
@@ -41,15 +39,9 @@ class AttentionSite:
         self.prefixes: dict[str, KeyValues] = {}
         self.places = {place.module: place for place in places.attentions}
         self._before = set_attention(places.model, NAME)
-        shift = partial(_shift, context_length(places.model.config))
-        self._handles = [
-            module.register_forward_hook(shift, with_kwargs=True) for module in _position_embeddings(places.model)
-        ]
 
     def detach(self) -> None:
         """Give the base its own attention back."""
-        for handle in self._handles:
-            handle.remove()
         restore_attention(self._before)
 
     def owner_of_bias(self, place: AttentionPlace) -> Any:
@@ -96,10 +88,8 @@ def check_attention(places: Places) -> None:
             "it, so there is no place for keys and values before a row's own",
             hint="Use virtual tokens (prompt tuning) or LoRA on this base.",
         )
-    if places.model.config.is_encoder_decoder:
-        decoder: Any = places.model.get_decoder()  # type: ignore[no-untyped-call]
-        if getattr(decoder, "embed_positions", None) is not None and not _position_embeddings(places.model):
-            raise UserError(f"{family} numbers its decoder's positions in a way that graftlm cannot shift by a prefix")
+    if positions_are_unknown(places.model):
+        raise UserError(f"{family} numbers its decoder's positions in a way that graftlm cannot shift by a prefix")
 
 
 @dataclass(frozen=True)
@@ -381,45 +371,6 @@ def _capped(
         scores = scores + mask
     weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous()
-
-
-def _position_embeddings(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder's positions in an encoder-decoder, where a module numbers them by what is cached (BART)."""
-    if not model.config.is_encoder_decoder:
-        return []
-    decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
-    embedding = getattr(decoder, "embed_positions", None)
-    if embedding is None or "cache_length" not in inspect.signature(type(embedding).forward).parameters:
-        return []
-    return [embedding]
-
-
-def _shift(
-    context: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
-) -> torch.Tensor | None:
-    """Forward hook: positions (rows or 1, length, width) of each row shifted by its prefix, as if that were cached.
-
-    What lies past the context is but padding, and gets nought.
-    """
-    call = current_call()
-    if call is None or not any(call.shifts):
-        return None
-    given = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
-    given.apply_defaults()
-    ids, *rest = given.args[1:]
-    names = list(given.arguments)[2:]
-    length = output.shape[1]
-    rows: list[torch.Tensor] = [output] * len(call.shifts)
-    for shift in set(call.shifts) - {0}:
-        own = dict(zip(names, rest, strict=True))
-        keep = max(min(length, context - own["cache_length"] - shift), 1)
-        own["cache_length"] += shift
-        if own.get("position_ids") is not None:
-            own["position_ids"] = own["position_ids"][..., :keep] + shift
-        shifted = module.forward(ids[:, :keep] if isinstance(ids, torch.Tensor) else ids, **own)
-        shifted = nn.functional.pad(shifted, (0, 0, 0, length - shifted.shape[1]))
-        rows = [shifted if mine == shift else row for mine, row in zip(call.shifts, rows, strict=True)]
-    return torch.cat([row if len(row) == 1 else row[n : n + 1] for n, row in enumerate(rows)])
 
 
 AttentionInterface.register(NAME, attend)

@@ -47,6 +47,12 @@ class Inputs:
         ids: torch.Tensor | None = self.kwargs.get("decoder_input_ids")
         return ids
 
+    @property
+    def target_mask(self) -> torch.Tensor | None:
+        """The mask (rows, cached + length) of the decoder's tokens in an encoder-decoder, or None."""
+        mask: torch.Tensor | None = self.kwargs.get("decoder_attention_mask")
+        return mask
+
     def positions(self) -> torch.Tensor:
         """The position (rows, length) of every token in its own row, which begins with its first real token."""
         if self.mask is not None:
@@ -56,7 +62,11 @@ class Inputs:
 
     def target_positions(self) -> torch.Tensor:
         """The positions (rows, length) of the decoder's tokens in an encoder-decoder, or of the only ones."""
-        return self.positions() if self.target is None else counted(self.target, self.cached)
+        if self.target is None:
+            return self.positions()
+        if self.target_mask is not None:
+            return (self.target_mask.long().cumsum(1) - 1).clamp(min=0)[:, -self.target.shape[1] :]
+        return counted(self.target, self.cached)
 
 
 def counted(ids: torch.Tensor, first: int) -> torch.Tensor:
@@ -118,8 +128,9 @@ def check_length(
     if (not any(shifts) and not any(virtual)) or columns + max(shifts) <= context:
         return
     lengths = [segment.length for segment in routing.segments]
-    if inputs.target is None and inputs.mask is not None:
-        lengths = list(inputs.mask.sum(1).tolist())
+    mask = inputs.mask if inputs.target is None else inputs.target_mask
+    if mask is not None:
+        lengths = list(mask.sum(1).tolist())
     elif None in lengths or len(lengths) != len(shifts):
         lengths = [columns] * len(shifts)
     for tokens, added, shift in zip(lengths, virtual, shifts, strict=True):

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graftlm.adapters.checkpointing import checkpoint_blocks, keep_activations
+from graftlm.adapters.decoder_positions import DecoderPositions
 from graftlm.adapters.heads import ClassHead
 from graftlm.adapters.inputs import Inputs, PositionIds, check_length, realigned, with_virtual_tokens
 from graftlm.adapters.method import Adapter, MethodConfig
@@ -58,6 +59,7 @@ class AdaptedModel:
         self._backbone = backbone(base)
         self._score = language_head(base)
         self._positions = PositionIds.of(self._backbone)
+        self._decoder_positions = DecoderPositions(base)
         #: The most tokens that a sequence may have.
         self.context_length = context_length(base.config) - self._positions.first
         self._adapters: dict[str, Adapter] = {}
@@ -339,7 +341,9 @@ class AdaptedModel:
             call = Call(
                 routing, key_values, self._sites.attention, tuple(prefixes), inputs.target_positions(), encoders
             )
-        with during(call):
+        elif inputs.target_mask is not None:
+            call = Call(routing, key_values, positions=inputs.target_positions())
+        with during(call), self._decoder_positions.during(call):
             output = module(input_ids=inputs.ids, attention_mask=inputs.mask, **kwargs)
         return realigned(output, inputs)
 
