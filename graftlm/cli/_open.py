@@ -26,7 +26,7 @@ BASE = "base"  # what the bare base is called where adapters have names
 class Speaker:
     """An adapter, or the bare base (``name`` None), that answers, with its own rendering and ends of answers.
 
-    ``head``: it predicts these labels, and writes no text.
+    ``head``: it predicts these labels, and writes no text. ``reads_source``: its base is an encoder-decoder.
     """
 
     name: str | None
@@ -35,6 +35,7 @@ class Speaker:
     stop_ids: tuple[int, ...]
     stop: tuple[str, ...]
     head: HeadSettings | None = None
+    reads_source: bool = False
 
     @property
     def label(self) -> str:
@@ -53,11 +54,15 @@ class Speaker:
         Raises:
             UserError: its template has no place for these messages.
         """
+        from graftlm.data.labelled import render_source
         from graftlm.generation.requests import Request
 
-        prompt = self.template.render_prompt(messages, tokenizer)
+        if self.reads_source:
+            prompt = render_source(self.template, messages, tokenizer)
+        else:
+            prompt = tuple(self.template.render_prompt(messages, tokenizer))
         ends = replace(sampling, stop_ids=self.stop_ids, stop=(*sampling.stop, *self.stop))
-        return Request(tuple(prompt), self.stack or None, ends, request_id)
+        return Request(prompt, self.stack or None, ends, request_id)
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,8 @@ class _Opener:
 
         stop = template.stop_text(self.tokenizer)
         ends = template.stop_ids(self.tokenizer), (stop,) if stop else ()
-        return Speaker(name, stack, template, *ends, head=stored_head(self.model, stack))
+        head, two = stored_head(self.model, stack), self.model.kind == "encoder-decoder"
+        return Speaker(name, stack, template, *ends, head=head, reads_source=two)
 
 
 def _names(folder: Path) -> tuple[str, str | None]:

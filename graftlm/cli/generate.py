@@ -136,16 +136,12 @@ def _check_speakers(opened: Opened, speakers: Sequence[Speaker]) -> None:
     """See that each has something to say.
 
     Raises:
-        UserError: it would have to write text, and the base is no decoder.
+        UserError: it would have to write text, and the base is an encoder.
     """
-    from graftlm.generation.engine import Engine
-
     model = opened.model
     for speaker in speakers:
-        if model.kind == "decoder" or speaker.head is not None:
+        if model.kind != "encoder" or speaker.head is not None:
             continue
-        if model.kind == "encoder-decoder":
-            Engine(model)  # says that it cannot
         raise UserError(
             f"'{speaker.label}' has nothing to answer with: {model.name} is an encoder, which writes no text",
             hint="Name adapters that predict labels: --adapter FOLDER, without --with-base.",

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from graftlm.data.batches import EncodedRow
 from graftlm.data.heads import NO_ANSWER, NO_LABEL, HeadSettings, with_class
-from graftlm.data.instances import Instance
+from graftlm.data.instances import Instance, Message
 from graftlm.data.jinja import CannotRender
 from graftlm.data.pieces import tokenize, tokenize_alone
+from graftlm.data.prepare import RowCounts
 from graftlm.data.prompt_template import PromptTemplate
 from graftlm.data.prompted import PromptedFrames, PromptedSource, PromptedWord
 from graftlm.data.rendering import PROMPT_FILLS, TRUNCATED, Conversations, Rendering, Rows, row_with_targets
@@ -21,7 +22,6 @@ from graftlm.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from graftlm.data.prepare import RowCounts
 
 UNEVEN = "not as many labels as words"
 Ids = list[int]
@@ -232,6 +232,21 @@ def _two_sequences(
         return plain
     begin, end = sequence_frame(tokenizer)
     return PromptedSource(PromptedFrames(template, tokenizer, begin, end, None, max_length), plain)
+
+
+def render_source(
+    template: ChatTemplate, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """The ids that an encoder-decoder reads of a conversation to answer, as in training.
+
+    Raises:
+        UserError: the template has no place for these messages.
+    """
+    counts = RowCounts()
+    instance = Instance((*messages, Message("assistant", "")), "", 1)
+    for _, row in _two_sequences(template, tokenizer, 0, None).rows([instance], counts):
+        return tuple(row.source_ids or ())
+    raise UserError(f"the template '{template.name}' cannot render this prompt: {', '.join(counts.dropped)}")
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,14 @@ from graftlm.generation.text import TextStream
 
 @dataclass(frozen=True)
 class Admission:
-    """What requests are checked against. ``cache_tokens``: how many tokens keys and values are kept for."""
+    """What requests are checked against. ``cache_tokens``: how many tokens keys and values are kept for;
+    ``start``: what the decoder of an encoder-decoder begins with.
+    """
 
     model: AdaptedModel
     tokenizer: PreTrainedTokenizerBase | None
     cache_tokens: int
+    start: tuple[int, ...] = ()
 
     def rows(self, request: Request) -> list[Row]:
         """Check a request that has an id, and make its rows, one for each sample.
@@ -44,6 +47,11 @@ class Admission:
             raise UserError(f"{sampling.constraint or 'num_beams'} is not supported yet")
         if sampling.stop and tokenizer is None:
             raise UserError("stop texts need a tokenizer: Engine(model, tokenizer)")
+        if sampling.prompt_log_probs and self.start:
+            raise UserError(
+                f"prompt_log_probs: {self.model.name} is an encoder-decoder, which predicts no token of its prompt",
+                hint="Leave them out; log-probabilities of the answer are always given.",
+            )
         prompt, virtual, room = self._fitted(request)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         assert request.id is not None
@@ -59,6 +67,7 @@ class Admission:
                 stop_ids=self._stop_ids(request),
                 room=room,
                 stream=TextStream(tokenizer, sampling.stop) if tokenizer is not None else None,
+                start=self.start,
             )
             for index in range(sampling.n)
         ]
@@ -67,25 +76,31 @@ class Admission:
         """The prompt with virtual tokens, how many were put in front, and how many tokens the context has left."""
         if not request.prompt_ids:
             raise UserError("the prompt is empty", hint="Give at least one token, such as the beginning of sequence.")
-        context = self.model.context_length - self.model.prefix_length(as_stack(request.adapters))
         prompt = self.model.with_virtual_tokens(request.prompt_ids, request.adapters)
         length, virtual = len(prompt), len(prompt) - len(request.prompt_ids)
-        if length >= context:
-            beside = f" beside {virtual:,} virtual tokens of its adapters" if virtual else ""
-            whose = "of the model" if context == self.model.context_length else "that its prefix leaves"
-            raise UserError(
-                f"the prompt has {length - virtual:,} tokens{beside}, but the context {whose} is {context:,}: "
-                f"there is no room for an answer",
-                hint=f"Shorten it to at most {max(0, context - virtual - 1):,} tokens.",
-            )
-        places = length + min(request.sampling.max_new_tokens, context - length)
+        beside = f" beside {virtual:,} virtual tokens of its adapters" if virtual else ""
+        said = f"the prompt has {length - virtual:,} tokens{beside}"
+        whole = self.model.context_length
+        context = whole - self.model.prefix_length(as_stack(request.adapters))
+        whose = "of the model" if context == whole else "that its prefix leaves"
+        if self.start:  # an answer beside a source has a context of its own
+            most, room = whole, context - len(self.start)
+            problem = f"{said}, but the context of the model is {whole:,}"
+        else:
+            most, room = context - 1, context - length
+            problem = f"{said}, but the context {whose} is {context:,}: there is no room for an answer"
+        if length > most:
+            raise UserError(problem, hint=f"Shorten it to at most {max(0, most - virtual):,} tokens.")
+        if room < 1:
+            raise UserError(f"the context {whose} is {context:,}: there is no room for an answer")
+        places = length + len(self.start) + min(request.sampling.max_new_tokens, room)
         if places > self.cache_tokens:
             raise UserError(
                 f"the request needs keys and values of {places:,} tokens ({length:,} of its prompt and "
                 f"{places - length:,} new ones), but there is memory for {self.cache_tokens:,}",
                 hint="Lower max_new_tokens, shorten the prompt, or raise cache_tokens.",
             )
-        return prompt, virtual, context - length
+        return prompt, virtual, room
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
         """The tokens that end the answer: those of the request, or the tokenizer's end of sequence."""

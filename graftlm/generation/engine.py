@@ -26,6 +26,7 @@ from graftlm.generation.requests import Completion, Request, RequestId, TokenEve
 from graftlm.generation.rows import Row, choose_tokens
 from graftlm.generation.sampling import RowSettings
 from graftlm.generation.slots import Slots
+from graftlm.generation.sources import decoder_start, read_sources, source_token_bytes
 
 _ALONE = 4  # times prefill_tokens are read at once while no row runs that would have to wait
 _SHARE = 0.5  # of the free memory, for keys and values
@@ -70,21 +71,20 @@ class Engine:
     ) -> None:
         if max_batch_rows < 1 or prefill_tokens < 1 or (cache_tokens is not None and cache_tokens < 1):
             raise UserError("max_batch_rows, cache_tokens and prefill_tokens must be at least 1")
-        if model.kind != "decoder":
+        if model.kind == "encoder":
             raise UserError(
-                f"{model.name} is an {model.kind}, and only decoders write text here",
-                hint="Its adapters can be trained, scored and compared: graftlm train, graftlm compare."
-                if model.kind == "encoder-decoder"
-                else "Its adapters predict labels: graftlm generate FILE --adapter FOLDER --out FILE",
+                f"{model.name} is an encoder, which writes no text",
+                hint="Its adapters predict labels: graftlm generate FILE --adapter FOLDER --out FILE",
             )
         self.model = model
         self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
         self.max_batch_rows = max_batch_rows
         self.prefill_tokens = prefill_tokens
         self.keep_answers = keep_answers
-        size = token_bytes(model)
+        self._start = decoder_start(model)
+        size = source_token_bytes(model, self._start) if self._start else token_bytes(model)
         free = available_memory(model.device)
-        most = max_batch_rows * model.context_length
+        most = max_batch_rows * model.context_length * (2 if self._start else 1)
         self.cache_tokens = cache_tokens or max(min(int(_SHARE * free) // size, most), 1)
         self.prefixes = PrefixStore(int(_PREFIX_SHARE * self.cache_tokens * size))
         self.statistics = Statistics()
@@ -185,7 +185,7 @@ class Engine:
     def _submit(self, requests: Sequence[Request]) -> list[RequestId]:
         """All of them or none. The longest first, so that none is left over at the end and memory peaks early."""
         given = [self._with_id(request) for request in requests]
-        admission = Admission(self.model, self.tokenizer, self.cache_tokens)
+        admission = Admission(self.model, self.tokenizer, self.cache_tokens, self._start)
         rows = [admission.rows(request) for request in given]
         used = {row.id for row in self._all_rows()}
         for own in rows:
@@ -213,7 +213,7 @@ class Engine:
             if same is not None:
                 same.rows.append(row)
             else:
-                self._jobs.append(Job([row], key, chain(key, row.prompt)))
+                self._jobs.append(Job([row], key, [] if row.start else chain(key, row.prompt)))
 
     def _key(self, stack: Stack) -> Hashable:
         """What decides about the keys and values of tokens: the adapters, and their versions."""
@@ -235,7 +235,7 @@ class Engine:
         self._count(len(rows))
         events = choose_tokens(rows, self._slots.settings, logits)
         done = [slot for slot, event in enumerate(events) if event.completion is not None]
-        if self.keep_answers:
+        if self.keep_answers and not self._start:
             for slot in done:
                 self._keep(rows[slot], self._slots.piece(slot))
         self._slots.leave(done)
@@ -258,7 +258,7 @@ class Engine:
         """Read on in some prompts; those that are through get their first token, and join the table."""
         tokens = self.prefill_tokens * (1 if self._slots.rows else _ALONE)
         for job in self._jobs:
-            if job.piece is None and not job.wants_log_probs:
+            if job.piece is None and not job.wants_log_probs and not job.whole:
                 found = self.prefixes.find(job.key, job.prompt[:-1], chain(job.key, job.prompt[:-1]))
                 if found is not None:
                     job.piece = found
@@ -267,7 +267,7 @@ class Engine:
         while True:
             before = sum(job.rest for job in jobs)
             try:
-                result = read(self.model, jobs, tokens)
+                result = read_sources(self.model, jobs) if self._start else read(self.model, jobs, tokens)
                 break
             except Exception as error:
                 if not is_out_of_memory(error):

@@ -50,6 +50,11 @@ class Job:
     def wants_log_probs(self) -> bool:
         return any(row.sampling.prompt_log_probs for row in self.rows)
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is read as a whole: the source of an encoder-decoder."""
+        return bool(self.rows[0].start)
+
     def takes(self, row: Row, key: Hashable) -> bool:
         """Whether a row can share in it: the same prompt under the same adapters."""
         return key == self.key and row.prompt == self.prompt and not row.sampling.prompt_log_probs
@@ -58,8 +63,10 @@ class Job:
 def plan(jobs: Sequence[Job], tokens: int) -> list[Job]:
     """The jobs to go on with together: in order, with little padding, at most ``tokens`` or a part of one job.
 
-    A prompt that shares its beginning with one before it waits, to go on from there once that is read.
+    A prompt that shares its beginning with one before it waits, to go on from there once that is read. One that is read
+    as a whole may take more.
     """
+    tokens = max([tokens, *(job.rest for job in jobs[:1] if job.whole)])
     chosen: list[Job] = []
     blocks: set[int] = set()
     longest = real = 0

@@ -18,8 +18,8 @@ from graftlm.generation.text import TextStream
 class Row:
     """A running request, or one of its samples (``index``).
 
-    ``prompt``: with the virtual tokens of its adapters, ``added`` of which were put in front. ``room``: how many tokens
-    the context has left after the prompt.
+    ``prompt``: with the virtual tokens of its adapters, ``added`` of which were put in front. ``start``: what the decoder
+    of an encoder-decoder begins with, whose encoder reads the prompt. ``room``: how many tokens the context has left.
     """
 
     id: RequestId
@@ -32,6 +32,7 @@ class Row:
     stop_ids: frozenset[int]
     room: int
     stream: TextStream | None
+    start: tuple[int, ...] = ()
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     top_log_probs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
@@ -45,7 +46,17 @@ class Row:
     @property
     def places(self) -> int:
         """How many tokens its keys and values may take."""
-        return len(self.prompt) + self.limit
+        return len(self.prompt) + len(self.start) + self.limit
+
+    @property
+    def columns(self) -> int:
+        """How many of them stand in the table that new tokens go to."""
+        return self.places - len(self.prompt) if self.start else self.places
+
+    @property
+    def history(self) -> tuple[int, ...]:
+        """The tokens that it goes on from, as penalties count them: in an encoder-decoder, the decoder's."""
+        return (*(self.start or self.prompt), *self.tokens)
 
     @property
     def position(self) -> int:
@@ -115,7 +126,7 @@ def choose_tokens(rows: Sequence[Row], settings: RowSettings, logits: torch.Tens
             uniforms[number] = uniform(row.seed, len(row.tokens))
     seen = None
     if settings.penalised:
-        seen = _padded([(*row.prompt, *row.tokens) for row in rows], logits.shape[1]).to(logits.device)
+        seen = _padded([row.history for row in rows], logits.shape[1]).to(logits.device)
     tokens, log_probs = choose(logits, settings, uniforms.to(logits.device), seen)
     return [row.add(*new) for row, *new in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,7 @@ from graftlm.adapters.routing import Routing, Stack
 from graftlm.generation.cache import Columns, Piece
 from graftlm.generation.rows import Row
 from graftlm.generation.sampling import RowSettings
+from graftlm.generation.sources import Tables, next_states
 
 
 class Slots:
@@ -20,7 +22,7 @@ class Slots:
         self.model = model
         self.rows: list[Row] = []
         self._free: list[int] = []  # slots whose rows have gone
-        self._table = Columns(0, 0)
+        self._table = Tables() if model.kind == "encoder-decoder" else Columns(0, 0)
         self._settings: RowSettings | None = None  # of the rows, until they change
         self._routing: tuple[Hashable, Routing] | None = None
 
@@ -41,7 +43,9 @@ class Slots:
         stacks = [row.stack for row in self.rows]
         state = (stacks, [self.model.version(name) for name in dict.fromkeys(n for stack in stacks for n in stack)])
         if self._routing is None or self._routing[0] != state:
-            self._routing = (state, Routing.of_rows(stacks, 1))
+            routing = Routing.of_rows(stacks, 1)
+            # The encoder does not run: its routing is never used, and need not be made anew in each step.
+            self._routing = (state, replace(routing, source=routing) if isinstance(self._table, Tables) else routing)
         return self._routing[1]
 
     def make_room(self) -> None:
@@ -50,21 +54,25 @@ class Slots:
 
     def forward(self) -> torch.Tensor:
         """Read the newest token of every row; no slot is free. Logits (rows, vocabulary) of the next ones."""
-        rows, table, device = self.rows, self._table, self.model.device
-        ids = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
-        positions = torch.tensor([[row.position] for row in rows], device=device)
+        ids = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.model.device)
         routing = self.routing
-        states = self.model.hidden(
-            ids,
-            table.mask(1, device),
-            adapters=routing,
-            past_key_values=table,
-            position_ids=positions,
-            use_cache=True,
-        ).last_hidden_state
-        logits = self.model.score(states[:, -1], routing)
-        table.advance()
+        logits = self.model.score(self._states(ids, routing)[:, -1], routing)
+        self._table.advance()
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _states(self, ids: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Final states (rows, 1, hidden) of ids (rows, 1)."""
+        if isinstance(self._table, Tables):
+            return next_states(self.model, self._table, ids, routing)
+        output = self.model.hidden(
+            ids,
+            self._table.mask(1, ids.device),
+            adapters=routing,
+            past_key_values=self._table,
+            position_ids=torch.tensor([[row.position] for row in self.rows], device=ids.device),
+            use_cache=True,
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]
 
     def piece(self, slot: int) -> Piece:
         """The keys and values of a row."""
@@ -83,7 +91,7 @@ class Slots:
                 self.rows[slot] = row
             slots.append(slot)
         if joining:
-            self._table.reserve(_doubled(len(self.rows), self._table.rows), max(row.places for row, _ in joining))
+            self._table.reserve(_doubled(len(self.rows), self._table.rows), max(row.columns for row, _ in joining))
             self._table.join([piece for _, piece in joining], slots)
             self._settings = None
 

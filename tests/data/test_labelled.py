@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from graftlm.data.batches import EncodedRow
 from graftlm.data.heads import HeadSettings, with_labels
 from graftlm.data.instances import Instance, Message
-from graftlm.data.labelled import choose_rendering
+from graftlm.data.labelled import choose_rendering, render_source
 from graftlm.data.prepare import RowCounts, load_instances
-from graftlm.data.templates import resolve_chat_template
+from graftlm.data.templates import BARE, resolve_chat_template
 from graftlm.errors import UserError
 from tests.data.words import bytes_of, wordpiece
 
@@ -184,6 +184,7 @@ def test_two_sequences_of_a_tokenizer_that_frames_its_texts() -> None:
     rows, _ = render("encoder-decoder", None, tokenizer, [pair("the film", "good")], decoder_start=3)
     assert texts(rows[0], tokenizer) == ["[SEP]", "[CLS]", "good", "[SEP]"]
     assert tokenizer.convert_ids_to_tokens(list(rows[0].source_ids or ())) == ["[CLS]", "the", "film", "[SEP]"]
+    assert render_source(BARE, [Message("user", "the film")], tokenizer) == tuple(rows[0].source_ids or ())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from graftlm.data.batches import EncodedRow
 from graftlm.data.heads import HeadSettings, with_labels
 from graftlm.data.instances import Instance, Message
-from graftlm.data.labelled import choose_rendering
+from graftlm.data.labelled import choose_rendering, render_source
 from graftlm.data.prepare import RowCounts
 from graftlm.data.prompt_template import prompt_template
 from graftlm.data.templates import BARE
@@ -90,6 +90,10 @@ def test_the_source_of_an_encoder_decoder() -> None:
     (_, expected), *_ = plain.rows(REVIEWS, RowCounts())
     assert " ".join(shown(rows[0].source_ids, tokenizer)) == "P0 P1 [CLS] the film is good P2 it was [SEP]"
     assert (rows[0].ids, rows[0].supervised) == (expected.ids, expected.supervised)
+    template = prompt_template("[P2] {input} [P] it was {target}", tokenizer, FIRST, framed=False)
+    assert render_source(template, REVIEWS[0].messages[:-1], tokenizer) == tuple(rows[0].source_ids or ())
+    with pytest.raises(UserError, match="cannot render this prompt: more than one question"):
+        render_source(template, [*REVIEWS[0].messages, REVIEWS[0].messages[0]], tokenizer)
 
 
 def test_what_has_no_place_is_counted() -> None:
