@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import as_stack
 from graftlm.errors import UserError
-from graftlm.generation.requests import Request
+from graftlm.generation.constraints import Constraint, constraints_for
+from graftlm.generation.requests import Request, SamplingSettings
 from graftlm.generation.rows import Row
 from graftlm.generation.sampling import sample_seed
 from graftlm.generation.text import TextStream
@@ -43,8 +44,10 @@ class Admission:
                 hint="Ask it for labels: graftlm generate FILE --adapter FOLDER --out FILE",
             )
         sampling, tokenizer = request.sampling, self.tokenizer
-        if sampling.num_beams > 1 or sampling.constraint is not None:
-            raise UserError(f"{sampling.constraint or 'num_beams'} is not supported yet")
+        if sampling.num_beams > 1 and sampling.constraint is not None:
+            raise UserError(f"{sampling.constraint} and num_beams are set; allowed: one of them")
+        if sampling.num_beams > 1:
+            raise UserError("num_beams is not supported yet")
         if sampling.stop and tokenizer is None:
             raise UserError("stop texts need a tokenizer: Engine(model, tokenizer)")
         if sampling.prompt_log_probs and self.start:
@@ -53,6 +56,7 @@ class Admission:
                 hint="Leave them out; log-probabilities of the answer are always given.",
             )
         prompt, virtual, room = self._fitted(request)
+        stop_ids = self._stop_ids(request)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         assert request.id is not None
         return [
@@ -64,13 +68,24 @@ class Admission:
                 stack=stack,
                 sampling=sampling,
                 seed=sample_seed(seed, index),
-                stop_ids=self._stop_ids(request),
+                stop_ids=stop_ids,
                 room=room,
                 stream=TextStream(tokenizer, sampling.stop) if tokenizer is not None else None,
                 start=self.start,
+                constraint=self._constraint(sampling, stop_ids),
             )
             for index in range(sampling.n)
         ]
+
+    def _constraint(self, sampling: SamplingSettings, stop_ids: frozenset[int]) -> Constraint | None:
+        """The state of one answer's constraint, at its beginning."""
+        kind = sampling.constraint
+        if kind is None:
+            return None
+        if self.tokenizer is None:
+            raise UserError("constraints need a tokenizer: Engine(model, tokenizer)")
+        constraints = constraints_for(self.tokenizer, self.model.vocabulary)
+        return constraints.compile(kind, getattr(sampling, kind), stop_ids)
 
     def _fitted(self, request: Request) -> tuple[tuple[int, ...], int, int]:
         """The prompt with virtual tokens, how many were put in front, and how many tokens the context has left."""

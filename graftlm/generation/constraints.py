@@ -1,6 +1,6 @@
 """Answers that must match a JSON schema, a regular expression or a grammar, by llguidance.
 
-    constraints = Constraints(tokenizer, vocabulary)          # once per tokenizer
+    constraints = constraints_for(tokenizer, vocabulary)      # once per tokenizer
     state = constraints.compile("regex", "[a-z]+", stop_ids)  # once per answer, before it runs
     state.mask_into(row)                                      # before each choice: what may come next, a bit a token
     state.accept(token)                                       # after it
@@ -17,7 +17,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-from typing import Literal
+from weakref import WeakKeyDictionary
 
 import llguidance
 import llguidance.hf
@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from graftlm.errors import UserError
+from graftlm.generation.requests import ConstraintKind as Kind
 
-Kind = Literal["json_schema", "regex", "grammar"]
 Bits = NDArray[np.uint32]
 
 LONGEST_CONSTRAINT = 200_000  # characters
@@ -38,6 +38,20 @@ _STACK = 256 * 2**20  # bytes; rules that lead from one to the next are followed
 _WHITE_SPACE = r"( |\n[ \t]{0,20})?"
 _NAMES = {"json_schema": "the JSON schema", "regex": "the regular expression", "grammar": "the grammar"}
 _compiling = threading.Lock()
+_made: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[object, ...], Constraints]] = WeakKeyDictionary()
+
+
+def constraints_for(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Constraints:
+    """The constraints of a tokenizer and a model with ``vocabulary`` logits; made once, as long as the tokenizer lives.
+
+    Raises:
+        UserError: as :class:`Constraints`.
+    """
+    own = _made.setdefault(tokenizer, {})
+    state = (vocabulary, len(tokenizer), tokenizer.eos_token_id)  # a tokenizer that was changed is another one
+    if state not in own:
+        own[state] = Constraints(tokenizer, vocabulary)
+    return own[state]
 
 
 class Constraints:

@@ -24,7 +24,8 @@ MOST_SAMPLES = 1_000
 MOST_BEAMS = 64
 LOWEST_TEMPERATURE = 1e-5  # below it, float32 scores overflow; as good as greedy long before
 
-_CONSTRAINTS = ("json_schema", "regex", "grammar")
+ConstraintKind = Literal["json_schema", "regex", "grammar"]
+_CONSTRAINTS: tuple[ConstraintKind, ...] = ("json_schema", "regex", "grammar")
 _INF = math.inf
 #: Whole numbers: the least, the most, and that in words.
 _WHOLE: dict[str, tuple[float, float, str]] = {
@@ -66,7 +67,8 @@ class SamplingSettings:
     kept as pairs in the order of ids. ``top_log_probs``: give the log-probabilities of so many likeliest tokens too.
     ``prompt_log_probs``: give those of the prompt's tokens. ``n``: samples of the prompt, each with its own stream of
     draws (:func:`graftlm.generation.sampling.sample_seed`). At most one of ``json_schema`` (the schema as JSON text),
-    ``regex`` and ``grammar`` (Lark): what the whole answer must match.
+    ``regex`` and ``grammar`` (Lark): what the whole answer must match, unless ``max_new_tokens`` or a stop text cuts it
+    off.
 
     ``num_beams`` above 1 is beam search: temperature 0, the ``n`` best beams are the answers, ranked by their
     log-probability divided by their length to the power ``length_penalty``.
@@ -109,7 +111,7 @@ class SamplingSettings:
         return dict(self.logit_bias)
 
     @property
-    def constraint(self) -> str | None:
+    def constraint(self) -> ConstraintKind | None:
         """The name of the constraint that is set, if any."""
         return next((name for name in _CONSTRAINTS if getattr(self, name) is not None), None)
 

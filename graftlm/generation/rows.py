@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from graftlm.adapters.routing import Stack
+from graftlm.generation.constraints import Constraint
 from graftlm.generation.requests import Completion, FinishReason, RequestId, SamplingSettings, TokenEvent
-from graftlm.generation.sampling import RowSettings, choose, uniform
+from graftlm.generation.sampling import Allowed, RowSettings, choose, uniform
 from graftlm.generation.text import TextStream
 
 
@@ -33,6 +34,7 @@ class Row:
     room: int
     stream: TextStream | None
     start: tuple[int, ...] = ()
+    constraint: Constraint | None = None
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     top_log_probs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
@@ -67,16 +69,23 @@ class Row:
         """Take a new token in."""
         if not math.isfinite(log_prob):
             return self.fail(f"{_whose(self.stack)} gives logits that are not finite")
+        if token < 0:
+            bound = self.constraint
+            return self.fail(bound.error if bound is not None and bound.error else "its settings allow no token at all")
         self.tokens.append(token)
         self.log_probs.append(log_prob)
         if top:
             self.top_log_probs.append(top)
+        if self.constraint is not None:
+            self.constraint.accept(token)
         text = ""
         reason: FinishReason | None = None
         if token in self.stop_ids:
             reason = "stop"
         elif self.stream is not None:
             text = self.stream.push(token)
+        if self.constraint is not None and self.constraint.done:
+            reason = "stop"
         if reason is None and len(self.tokens) >= self.limit:
             reason = "length" if self.sampling.max_new_tokens <= self.room else "context"
         if self.stream is not None:
@@ -127,8 +136,19 @@ def choose_tokens(rows: Sequence[Row], settings: RowSettings, logits: torch.Tens
     seen = None
     if settings.penalised:
         seen = _padded([row.history for row in rows], logits.shape[1]).to(logits.device)
-    tokens, log_probs = choose(logits, settings, uniforms.to(logits.device), seen)
+    tokens, log_probs = choose(logits, settings, uniforms.to(logits.device), seen, allowed=_allowed(rows, logits))
     return [row.add(*new) for row, *new in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True)]
+
+
+def _allowed(rows: Sequence[Row], logits: torch.Tensor) -> Allowed | None:
+    """What the constraints of the rows allow now."""
+    bound = {number: row.constraint for number, row in enumerate(rows) if row.constraint is not None}
+    if not bound:
+        return None
+    bits = torch.zeros(len(bound), -(-logits.shape[1] // 32), dtype=torch.int32)
+    for constraint, own in zip(bound.values(), bits, strict=True):
+        constraint.mask_into(own)
+    return Allowed(list(bound), bits.to(logits.device))
 
 
 def _padded(ids: Sequence[Sequence[int]], padding: int) -> torch.Tensor:

@@ -11,9 +11,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from graftlm.adapters import AdaptedModel
 from graftlm.base.loading import load_tokenizer
 from graftlm.errors import UserError
-from graftlm.generation.constraints import LONGEST_CONSTRAINT, Constraint, Constraints, Kind
+from graftlm.generation import Engine, Request, SamplingSettings
+from graftlm.generation.constraints import LONGEST_CONSTRAINT, Constraint, Constraints, Kind, constraints_for
 
 SPARE = 50  # logits past the tokenizer's ids, as padded vocabularies have
 PERSON = {
@@ -262,3 +264,69 @@ def test_tokenizers_that_cannot_be_used():
     endless.eos_token = None
     with pytest.raises(UserError, match="end-of-sequence token, and it has none"):
         Constraints(endless, 300)
+
+
+def test_constraints_are_made_once_for_a_tokenizer_until_it_changes():
+    tokenizer = byte_tokenizer()
+    first = constraints_for(tokenizer, 300)
+    assert constraints_for(tokenizer, 300) is first
+    assert constraints_for(tokenizer, 301) is not first
+    tokenizer.add_tokens(["another"])
+    assert constraints_for(tokenizer, 300) is not first
+
+
+def test_engine_keeps_to_schemas_and_leaves_other_rows_alone(tiny: AdaptedModel) -> None:
+    prompt = tuple(tiny.tokenizer("Tell me who you are.")["input_ids"])
+    schema = json.dumps(PERSON)
+    plain = [
+        Request(prompt, adapters, SamplingSettings(max_new_tokens=25, temperature=1.0, seed=seed))
+        for seed, adapters in enumerate((None, "a", "b"))
+    ]
+    bound = [
+        Request(prompt, ("a", None, "b")[seed % 3], SamplingSettings(400, 1.0, json_schema=schema, seed=seed))
+        for seed in range(6)
+    ]
+    greedy = Request(prompt, "a", SamplingSettings(regex=r"I am [a-z]{3,6}\."))
+    alone = Engine(tiny).run(plain)
+    together = Engine(tiny).run([bound[0], plain[0], *bound[1:4], plain[1], greedy, *bound[4:], plain[2]])
+    assert [together[place].text for place in (1, 5, 9)] == [completion.text for completion in alone]
+    for place in (0, 2, 3, 4, 7, 8):
+        completion = together[place]
+        assert completion.finish_reason == "stop"
+        assert completion.text is not None
+        assert set(json.loads(completion.text)) == set(PERSON["required"])
+        assert all(math.isfinite(log_prob) for log_prob in completion.log_probs)
+    assert re.fullmatch(r"I am [a-z]{3,6}\.", together[6].text or "")
+    again = Engine(tiny).run(bound)
+    assert [completion.text for completion in again] == [together[place].text for place in (0, 2, 3, 4, 7, 8)]
+
+
+def test_engine_samples_of_one_prompt_have_a_state_each(tiny: AdaptedModel) -> None:
+    prompt = tuple(tiny.tokenizer("A number:")["input_ids"])
+    completions = Engine(tiny).run([Request(prompt, None, SamplingSettings(20, 2.0, n=5, seed=1, regex=r"\d{1,9}"))])
+    assert all(re.fullmatch(r"\d{1,9}", completion.text or "") for completion in completions)
+    assert len({completion.text for completion in completions}) > 1
+
+
+def test_engine_refuses_or_ends_a_constraint_that_cannot_be_met_alone(tiny: AdaptedModel) -> None:
+    prompt = tuple(tiny.tokenizer("Tell me who you are.")["input_ids"])
+    plain = Request(prompt, None, SamplingSettings(max_new_tokens=8))
+    expected = Engine(tiny).run([plain])[0].text
+    engine = Engine(tiny)
+    engine.submit(plain)
+    with pytest.raises(UserError, match="can never be met"):
+        engine.submit(Request(prompt, None, SamplingSettings(json_schema='{"enum": []}')))
+    # The end and both of the letters that may come after the first are forbidden by biases.
+    letters = [tiny.tokenizer.convert_tokens_to_ids(letter) for letter in ("b", "c", "ab", "ac")]
+    bias = {letter: -math.inf for letter in letters if letter is not None}
+    dead = SamplingSettings(regex="a[bc]", logit_bias=bias)
+    engine.submit(Request(prompt, "a", dead, id="dead"))
+    cut = SamplingSettings(max_new_tokens=3, json_schema=json.dumps(PERSON))
+    engine.submit(Request(prompt, "a", cut, id="cut"))
+    done = {}
+    while engine.busy:
+        done |= {event.request_id: event.completion for event in engine.step() if event.completion is not None}
+    assert done["dead"].finish_reason == "error"
+    assert done["dead"].error == "its settings allow no token at all"
+    assert done["cut"].finish_reason == "length"
+    assert next(value.text for key, value in done.items() if key not in ("dead", "cut")) == expected
