@@ -7,7 +7,8 @@
     state.done                                                # nothing may follow: the answer is complete
 
 A stop token is allowed exactly where the answer may end. Where no token at all is allowed, ``mask_into`` leaves the row
-empty and ``error`` says why; the answer then cannot go on. An answer that reaches max_new_tokens is cut, and may be incomplete.
+empty and ``error`` says why; the answer then cannot go on. An answer that reaches max_new_tokens is cut, and may be
+incomplete.
 """
 
 from __future__ import annotations
