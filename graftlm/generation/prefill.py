@@ -17,7 +17,7 @@ _PADDING, _LITTLE = 1.3, 128  # places a token in a batch of prompts at most; ba
 _CHUNK = 128  # positions whose logits are made at once, for prompt log-probabilities
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A prompt that is being read, for all ``rows`` that have it. ``piece``: what was read of it so far.
 

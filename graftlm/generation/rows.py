@@ -15,7 +15,7 @@ from graftlm.generation.sampling import Allowed, RowSettings, choose, uniform
 from graftlm.generation.text import TextStream
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A running request, or one of its samples (``index``).
 
