@@ -138,7 +138,7 @@ class AdaptedModel:
         Raises:
             UserError: the name is taken or unfit for a folder, or the configuration does not fit the base.
         """
-        self._check_new(name)
+        self.check_new(name)
         dtype = dtype or torch.promote_types(self.dtype, torch.float32)
         config = config.bind(self.tokenizer)
         adapter = config.build(self.places, seed=mix_seed(seed, name), dtype=dtype, device=self.device)
@@ -150,7 +150,7 @@ class AdaptedModel:
 
     def attach(self, name: str, adapter: Adapter) -> None:
         """Put an adapter that was built elsewhere under ``name``."""
-        self._check_new(name)
+        self.check_new(name)
         self._sites.attach(name, adapter)
         self._adapters[name] = adapter
         self._attachments += 1
@@ -174,7 +174,7 @@ class AdaptedModel:
     def rename(self, old: str, new: str) -> None:
         """Give an adapter another name."""
         self.adapter(old)
-        self._check_new(new)
+        self.check_new(new)
         notes = self.notes.get(old)
         self.attach(new, self.remove(old))
         if notes is not None:
@@ -230,7 +230,12 @@ class AdaptedModel:
 
         return load_adapter(self, Path(folder), name)
 
-    def _check_new(self, name: str) -> None:
+    def check_new(self, name: str) -> None:
+        """See that an adapter can get a name.
+
+        Raises:
+            UserError: it is taken, or unfit for a folder.
+        """
         if not name or name.startswith(".") or any(sign in name for sign in '/\\:*?"<>|@\0'):
             raise UserError(
                 f"'{name}' cannot be an adapter's name: it becomes a folder's name, so no / \\ : * ? \" < > | @"
@@ -356,6 +361,11 @@ class AdaptedModel:
         """The adapter whose own head reads the final hidden states of a stack: the topmost that has one, or none."""
         return next((name for name in reversed(stack) if self.adapter(name).head is not None), None)
 
+    @property
+    def first_virtual(self) -> int:
+        """The id of a row's first virtual token: the first past the vocabulary."""
+        return self.vocabulary if self.places.embedding is None else self.places.embedding.vocabulary
+
     def is_virtual(self, token: int) -> bool:
         """Whether an id is that of a virtual token, and not in the vocabulary."""
         return self.places.embedding is not None and token >= self.places.embedding.vocabulary
@@ -374,8 +384,7 @@ class AdaptedModel:
         Raises:
             UserError: an id is neither in the vocabulary nor one of their virtual tokens.
         """
-        first = self.vocabulary if self.places.embedding is None else self.places.embedding.vocabulary
-        return placed(ids, self.virtual_length(as_stack(adapters)), first, drop_others=drop_others)
+        return placed(ids, self.virtual_length(as_stack(adapters)), self.first_virtual, drop_others=drop_others)
 
     def prefix_length(self, stack: Stack) -> int:
         """By how much the adapters of a stack shift a row's positions: the keys and values that stand before them."""

@@ -14,6 +14,7 @@ from graftlm.generation.constraints import Constraint, constraints_for
 from graftlm.generation.requests import Request, SamplingSettings
 from graftlm.generation.rows import Row
 from graftlm.generation.sampling import sample_seed
+from graftlm.generation.shelf import Shelf
 from graftlm.generation.text import TextStream
 
 
@@ -24,6 +25,7 @@ class Admission:
     """
 
     model: AdaptedModel
+    adapters: Shelf
     tokenizer: PreTrainedTokenizerBase | None
     cache_tokens: int
     start: tuple[int, ...] = ()
@@ -36,8 +38,8 @@ class Admission:
                 than there is memory for, an id that is no token, or settings that are not for this engine.
         """
         stack = as_stack(request.adapters)
-        self.model.routing(request.adapters, 1, 1)  # an unknown adapter is an error now, not in the middle
-        head = self.model.head_of(stack)
+        self.adapters.check(request.adapters)
+        head = self.adapters.head_of(stack)
         if head is not None:
             raise UserError(
                 f"the adapter '{head}' has a head of its own: it predicts labels, and writes no text",
@@ -91,12 +93,12 @@ class Admission:
         """The prompt with virtual tokens, how many were put in front, and how many tokens the context has left."""
         if not request.prompt_ids:
             raise UserError("the prompt is empty", hint="Give at least one token, such as the beginning of sequence.")
-        prompt = self.model.with_virtual_tokens(request.prompt_ids, request.adapters)
+        prompt = self.adapters.with_virtual_tokens(request.prompt_ids, request.adapters)
         length, virtual = len(prompt), len(prompt) - len(request.prompt_ids)
         beside = f" beside {virtual:,} virtual tokens of its adapters" if virtual else ""
         said = f"the prompt has {length - virtual:,} tokens{beside}"
         whole = self.model.context_length
-        context = whole - self.model.prefix_length(as_stack(request.adapters))
+        context = whole - self.adapters.prefix_length(as_stack(request.adapters))
         whose = "of the model" if context == whole else "that its prefix leaves"
         if self.start:  # an answer beside a source has a context of its own
             most, room = whole, context - len(self.start)

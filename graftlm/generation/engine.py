@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -25,38 +25,25 @@ from graftlm.generation.prefixes import PrefixStore, chain
 from graftlm.generation.requests import Completion, Request, RequestId, TokenEvent
 from graftlm.generation.rows import Row, choose_tokens
 from graftlm.generation.sampling import RowSettings
+from graftlm.generation.shelf import Shelf
 from graftlm.generation.slots import Slots
 from graftlm.generation.sources import decoder_start, read_sources, source_token_bytes
+from graftlm.generation.statistics import Statistics
 
 _ALONE = 4  # times prefill_tokens are read at once while no row runs that would have to wait
 _SHARE = 0.5  # of the free memory, for keys and values
 _PREFIX_SHARE = 0.25  # of what keys and values may take, for prompts that were read before
 
 
-@dataclass
-class Statistics:
-    """What an engine did so far.
-
-    ``steps`` of decoding, ``row_steps`` the sum of their rows, ``waiting_steps`` those of them while requests waited for a
-    slot and ``waiting_row_steps`` their rows; tokens of prompts that were ``read``, and ``reused`` instead.
-    """
-
-    steps: int = 0
-    row_steps: int = 0
-    waiting_steps: int = 0
-    waiting_row_steps: int = 0
-    read: int = 0
-    reused: int = 0
-
-
 class Engine:
     """Makes text with a model and any of its adapters.
 
-    ``max_batch_rows``: requests decoded together. ``cache_tokens``: how many tokens keys and values are kept for, counted as
-    rows × (longest prompt + most new tokens); by default what half of the free memory holds. A request that does not
+    ``max_batch_rows``: requests decoded together. ``cache_tokens``: how many tokens keys and values are kept for, counted
+    as rows × (longest prompt + most new tokens); by default what half of the free memory holds. A request that does not
     fit now waits; one that never would is refused. ``prefill_tokens``: how much of prompts a step reads while others
-    run. ``keep_answers``: answers can be gone on from as well as prompts, as in a chat. None of these changes what a
-    request gets. Not for several threads at once.
+    run. ``keep_answers``: answers can be gone on from as well as prompts, as in a chat. ``adapter_bytes``: how much
+    memory adapters may take (:class:`graftlm.generation.shelf.Shelf`). None of these changes what a request gets. Not for
+    several threads at once: :class:`graftlm.generation.AsyncEngine` is.
     """
 
     def __init__(
@@ -68,6 +55,7 @@ class Engine:
         cache_tokens: int | None = None,
         prefill_tokens: int = 512,
         keep_answers: bool = False,
+        adapter_bytes: int | None = None,
     ) -> None:
         if max_batch_rows < 1 or prefill_tokens < 1 or (cache_tokens is not None and cache_tokens < 1):
             raise UserError("max_batch_rows, cache_tokens and prefill_tokens must be at least 1")
@@ -88,6 +76,16 @@ class Engine:
         self.cache_tokens = cache_tokens or max(min(int(_SHARE * free) // size, most), 1)
         self.prefixes = PrefixStore(int(_PREFIX_SHARE * self.cache_tokens * size))
         self.statistics = Statistics()
+        #: The adapters that requests can name: add, replace and remove them here, between steps.
+        self.adapters = Shelf(
+            model,
+            adapter_bytes,
+            self.prefixes,
+            self.statistics,
+            running=lambda: {row.stack for row in self._begun()},
+            waiting=lambda: {row.stack for row in self._waiting},
+            reroute=self._reroute,
+        )
         self._waiting: deque[Row] = deque()
         self._jobs: list[Job] = []
         self._slots = Slots(model)
@@ -122,19 +120,23 @@ class Engine:
                 self._slots.close_up()
                 if self._slots.rows:
                     events += self._decode()
-                self._admit()
+                events += self._admit()
                 if self._jobs:
                     events += self._prefill()
                 self._slots.close_up()
+                self.adapters.collect()
         except BaseException as error:  # Ctrl-C for one: rows may be half through the step, and cannot go on
-            running = [row for row in self._all_rows() if row not in self._waiting]
-            self._events = [*events, *self._drop(running, f"the step was broken off: {error or type(error).__name__}")]
+            self._events = [
+                *events,
+                *self._drop(self._begun(), f"the step was broken off: {error or type(error).__name__}"),
+            ]
             raise
         return events
 
     def cancel(self, request_id: RequestId) -> None:
         """Stop a request; its last event, with what there is so far, comes next. One that is done stays done."""
         self._events += self._drop([row for row in self._all_rows() if row.id == request_id])
+        self.adapters.collect()
 
     def stream(self, requests: Request | Iterable[Request]) -> Generator[TokenEvent, None, None]:
         """Run one or more requests and give their events as they come. Leaving the loop cancels what is open.
@@ -185,7 +187,7 @@ class Engine:
     def _submit(self, requests: Sequence[Request]) -> list[RequestId]:
         """All of them or none. The longest first, so that none is left over at the end and memory peaks early."""
         given = [self._with_id(request) for request in requests]
-        admission = Admission(self.model, self.tokenizer, self.cache_tokens, self._start)
+        admission = Admission(self.model, self.adapters, self.tokenizer, self.cache_tokens, self._start)
         rows = [admission.rows(request) for request in given]
         used = {row.id for row in self._all_rows()}
         for own in rows:
@@ -196,16 +198,25 @@ class Engine:
         self._waiting.extend(row for own in rows_first for row in own)
         return [own[0].id for own in rows]
 
-    def _admit(self) -> None:
-        """Give waiting requests their slots, in order, as long as they fit."""
-        waiting = len(self._waiting)
-        running = self._all_rows()[: -waiting or None]
+    def _admit(self) -> list[TokenEvent]:
+        """Give waiting requests their slots, in order, as long as they fit; gives the errors of those that cannot."""
+        events: list[TokenEvent] = []
+        running = self._begun()
         slots, longest = len(running), max((row.places for row in running), default=0)
         while self._waiting and slots < self.max_batch_rows:
             row = self._waiting[0]
-            longest = max(longest, row.places)
-            if slots and (slots + 1) * longest > self.cache_tokens:
+            widest = max(longest, row.places)
+            if slots and (slots + 1) * widest > self.cache_tokens:
                 break
+            try:
+                if not self.adapters.bring(row.stack):
+                    break
+            except Exception as error:
+                if not isinstance(error, UserError) and not is_out_of_memory(error):
+                    raise
+                events += self._drop([row], str(error))
+                continue
+            longest = widest
             self._waiting.popleft()
             slots += 1
             key = self._key(row.stack)
@@ -214,6 +225,8 @@ class Engine:
                 same.rows.append(row)
             else:
                 self._jobs.append(Job([row], key, [] if row.start else chain(key, row.prompt)))
+
+        return events
 
     def _key(self, stack: Stack) -> Hashable:
         """What decides about the keys and values of tokens: the adapters, and their versions."""
@@ -299,7 +312,21 @@ class Engine:
 
     def _all_rows(self) -> list[Row]:
         """Those that run, are read and wait."""
-        return [*self._slots.running, *(row for job in self._jobs for row in job.rows), *self._waiting]
+        return [*self._begun(), *self._waiting]
+
+    def _begun(self) -> list[Row]:
+        """Those that run or are read."""
+        return [*self._slots.running, *(row for job in self._jobs for row in job.rows)]
+
+    def _reroute(self, old: str, new: str) -> None:
+        """Serve the rows of an adapter under another name of it."""
+        for row in self._all_rows():
+            owners = ((name, *name.partition("@")) for name in row.stack)
+            row.stack = tuple(f"{new}{at}{form}" if owner == old else name for name, owner, at, form in owners)
+        for job in self._jobs:
+            key = self._key(job.stack)
+            if job.key != key:
+                job.key, job.blocks = key, []  # nothing will go on from it
 
     def _drop(self, rows: Sequence[Row], error: str | None = None) -> list[TokenEvent]:
         """Take rows out wherever they are; gives their last events."""
@@ -316,7 +343,7 @@ class Engine:
         events = []
         for stack in dict.fromkeys(row.stack for row in self._all_rows() if row.stack):
             try:
-                self.model.routing(stack, 1, 1)
+                self.adapters.check_there(stack)
             except UserError as error:
                 orphans = [row for row in self._all_rows() if row.stack == stack]
                 events += self._drop(orphans, f"its adapter was removed while it ran: {error}")

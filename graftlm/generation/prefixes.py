@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from graftlm.generation.cache import Piece
@@ -70,10 +70,10 @@ class PrefixStore:
         while self.bytes > self.limit:
             self._drop(next(iter(self._entries)))
 
-    def forget(self, keys: Sequence[Hashable] | None = None) -> None:
-        """Drop the entries of some keys, or all."""
+    def forget(self, which: Callable[[Hashable], bool]) -> None:
+        """Drop the entries of some keys."""
         for last, entry in list(self._entries.items()):
-            if keys is None or entry.key in keys:
+            if which(entry.key):
                 self._drop(last)
 
     def _drop(self, last: int) -> None:
