@@ -38,12 +38,12 @@ _PREFIX_SHARE = 0.25  # of what keys and values may take, for prompts that were 
 class Engine:
     """Makes text with a model and any of its adapters.
 
-    ``max_batch_rows``: requests decoded together. ``cache_tokens``: how many tokens keys and values are kept for, counted
-    as rows × (longest prompt + most new tokens); by default what half of the free memory holds. A request that does not
-    fit now waits; one that never would is refused. ``prefill_tokens``: how much of prompts a step reads while others
-    run. ``keep_answers``: answers can be gone on from as well as prompts, as in a chat. ``adapter_bytes``: how much
-    memory adapters may take (:class:`graftlm.generation.shelf.Shelf`). None of these changes what a request gets. Not for
-    several threads at once: :class:`graftlm.generation.AsyncEngine` is.
+    ``max_batch_rows``: requests decoded together. ``cache_tokens``: how many tokens keys and values are kept for,
+    counted as rows × (longest prompt + most new tokens); by default what half of the free memory holds. A request that
+    does not fit now waits; one that never would is refused. ``prefill_tokens``: how much of prompts a step reads while
+    others run. ``keep_answers``: answers can be gone on from as well as prompts, as in a chat. ``adapter_bytes``: how
+    much memory adapters may take (:class:`graftlm.generation.shelf.Shelf`). None of these changes what a request gets.
+    Not for several threads at once.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Without gradients tokens are gathered by adapter: the same numbers as the loop over spans that training goes through."""
+"""Without gradients tokens are gathered by adapter: the same numbers as the loop over spans in training."""
 
 from __future__ import annotations
 
