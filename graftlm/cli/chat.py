@@ -15,7 +15,25 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from graftlm.cli._sampling import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
+from graftlm.cli._sampling import (
+    FrequencyPenalty,
+    Grammar,
+    JsonSchema,
+    LogitBias,
+    MaxNewTokens,
+    MinP,
+    PresencePenalty,
+    Regex,
+    RepetitionPenalty,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    parse_biases,
+    read_constraint,
+    read_schema,
+    token_biases,
+)
 from graftlm.cli.console import console, errors, print_error
 from graftlm.errors import UserError, unknown_name
 
@@ -49,7 +67,13 @@ def chat(
     top_p: TopP = 0.9,
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
+    presence_penalty: PresencePenalty = 0.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    logit_bias: LogitBias = None,
     stop: Stop = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
     seed: Annotated[int | None, typer.Option(help="The same answers again. Default: new ones each time.")] = None,
     chat_template: Annotated[str, typer.Option(help="For the base, and adapters that store none.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Precision of the base.")] = "auto",
@@ -61,18 +85,31 @@ def chat(
     check_folders(adapters or [])
     if any(not text.strip() for text in message or []):
         raise UserError("--message is empty", hint='Say something: --message "Hello"')
-    from graftlm.generation.engine import Engine
+    biases = parse_biases(logit_bias)
+    schema, rules = read_schema(json_schema), read_constraint(grammar, "--grammar")
     from graftlm.generation.requests import SamplingSettings
 
     sampling = SamplingSettings(
-        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed=seed
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+        json_schema=schema,
+        regex=regex,
+        grammar=rules,
     )
-
     with errors.status("loading base and adapters …"):
         opened = open_adapters(adapters or [], base, chat_template=chat_template, dtype=dtype, device=device)
     for note in opened.notes:
         errors.print(f"[yellow]note:[/] {escape(note)}")
-    talk = Chat(_who_write(opened), Engine(opened.model, opened.tokenizer), sampling, system)
+    sampling = replace(sampling, logit_bias=token_biases(biases, opened.model))
+    talk = Chat.of(_who_write(opened), sampling, system)
     if use is not None:
         talk.answering = (opened.speaker(use),)
     if side_by_side:
@@ -144,6 +181,7 @@ class Answer:
     left_out: int
     text: str = ""
     end: str | None = None
+    error: str | None = None
 
     @property
     def note(self) -> str:
@@ -151,6 +189,7 @@ class Answer:
         parts = [f"the first {self.left_out} messages no longer fit the context"] if self.left_out else []
         ends = {"length": "cut at --max-new-tokens", "context": "the context is full", "cancelled": "stopped"}
         parts += [ends[self.end]] if self.end in ends else []
+        parts += [f"no answer: {self.error}"] if self.error else []
         parts += ["no words"] if self.end == "stop" and not self.text.strip() else []
         return f"({'; '.join(parts)})" if parts else ""
 
@@ -169,6 +208,13 @@ class Chat:
 
     def __post_init__(self) -> None:
         self.answering = self.answering or self.opened.speakers[:1]
+
+    @classmethod
+    def of(cls, opened: Opened, sampling: SamplingSettings, system: str | None = None) -> Chat:
+        """A chat with an engine that keeps what was said: a turn reads what is new in it."""
+        from graftlm.generation.engine import Engine
+
+        return cls(opened, Engine(opened.model, opened.tokenizer, keep_answers=True), sampling, system)
 
     # --- commands -------------------------------------------------------------------------------------------
 
@@ -235,7 +281,7 @@ class Chat:
             console.print(" [dim](stopped)[/]")
         self.said += 1
         for answer in answers:
-            if answer.text.strip():  # an empty answer could not be rendered as a turn
+            if answer.text.strip() and answer.error is None:  # an empty answer could not be rendered as a turn
                 history = self.histories.setdefault(answer.speaker.label, [])
                 history += [said, Message("assistant", answer.text.strip())]
 
@@ -269,7 +315,7 @@ class Chat:
                 piece = event.text if answer.text else event.text.lstrip()
                 answer.text += piece
                 if event.completion is not None:
-                    answer.end = event.completion.finish_reason
+                    answer.end, answer.error = event.completion.finish_reason, event.completion.error
                 if piece or answer.end:
                     show(answer, piece)
 
@@ -285,6 +331,8 @@ class Chat:
         self._run(answers, lambda _answer, _piece: None)
         for answer in answers:
             console.print(f"{answer.speaker.label}: {answer.text.strip()}", markup=False, soft_wrap=True)
+            if answer.error is not None:
+                errors.print(f"{answer.speaker.label}: {answer.note}", style="dim", markup=False)
 
     def _show_live(self, answers: Sequence[Answer]) -> None:
         def table() -> Table:

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from graftlm.cli._sampling import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
-from graftlm.cli.console import as_duration, console, errors
+from graftlm.cli._answers import (
+    Key,
+    Record,
+    answered,
+    answering,
+    as_line,
+    as_record,
+    failure,
+    read_answers,
+    write_answers,
+)
+from graftlm.cli._sampling import (
+    FrequencyPenalty,
+    Grammar,
+    JsonSchema,
+    LogitBias,
+    MaxNewTokens,
+    MinP,
+    PresencePenalty,
+    Regex,
+    RepetitionPenalty,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    parse_biases,
+    read_constraint,
+    read_schema,
+    token_biases,
+)
+from graftlm.cli.console import console, errors
 from graftlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,12 +51,13 @@ if TYPE_CHECKING:
     from graftlm.data.instances import Message
     from graftlm.evaluation.labels import Predictor
     from graftlm.generation.engine import Engine
-    from graftlm.generation.requests import Request, SamplingSettings
+    from graftlm.generation.requests import Completion, Request, SamplingSettings
 
-Key = tuple[int, int, str | None]  # row, part of the row, adapter
-Record = dict[str, Any]
-Finish = Callable[[Key | None, Record], None]  # called with the values of a record, or with None for a token
+Finish = Callable[[Key, Record], None]  # called with the values of a record
+Tell = Callable[[int], None]  # called after a step with the number of rows that got a token
 LABELLED_AT_ONCE = 256  # prompts; their labels are in the file before the next ones are read
+LABEL_TOKENS = 16384  # padded tokens that run together, where --batch-tokens says nothing
+AHEAD = 4  # times --batch-rows answers are in the engine at most, so that it never walks through a whole file
 
 
 def generate(
@@ -45,8 +74,28 @@ def generate(
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
+    presence_penalty: PresencePenalty = 0.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    logit_bias: LogitBias = None,
     stop: Stop = None,
     seed: Annotated[int, typer.Option(help="Fixes every draw, whatever else runs.")] = 0,
+    n: Annotated[int, typer.Option("--n", help="Answers to each prompt, a line each, numbered by 'sample'.")] = 1,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    beams: Annotated[int, typer.Option(help="Above 1: beam search, whose best --n beams are the answers.")] = 1,
+    length_penalty: Annotated[
+        float, typer.Option(help="Beams are ranked by log-probability / length to this power.")
+    ] = 1.0,
+    log_probs: Annotated[
+        bool, typer.Option("--log-probs", help="Write each answer's tokens with their log-probabilities.")
+    ] = False,
+    top_log_probs: Annotated[
+        int, typer.Option(help="Write so many likeliest tokens at each place too; implies --log-probs.")
+    ] = 0,
+    prompt_log_probs: Annotated[
+        bool, typer.Option("--prompt-log-probs", help="Write the prompt's tokens with their log-probabilities.")
+    ] = False,
     prompt: Annotated[
         str | None, typer.Option(help='How a prompt is made of a row\'s columns: "Review: {text}".')
     ] = None,
@@ -54,10 +103,15 @@ def generate(
     limit: Annotated[int | None, typer.Option(min=1, help="Use so many rows of the file at most.")] = None,
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers written at the same time.")] = 32,
     batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens in memory: rows × (longest prompt + longest answer).")
-    ] = 16384,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most tokens in memory: rows × (longest prompt + longest answer). Default: what half of the free "
+            f"memory holds; {LABEL_TOKENS:,} for labels.",
+        ),
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the answers in the file, and add what is missing.")
+        bool, typer.Option("--resume", help="Keep the answers in the file, and add what is missing or had failed.")
     ] = False,
     chat_template: Annotated[str, typer.Option(help="For the base, and adapters that store none.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Precision of the base.")] = "auto",
@@ -75,7 +129,9 @@ def generate(
         raise UserError(
             f"{out} exists already", hint="Add what is missing in it: --resume. Or choose another file: --out."
         )
-    done = _read_answers(out) if resume and out.exists() else {}
+    done = read_answers(out) if resume and out.exists() else {}
+    biases = parse_biases(logit_bias)
+    schema, rules = read_schema(json_schema), read_constraint(grammar, "--grammar")
     prompts, form = read_prompts(file, pattern=prompt, system=system, limit=limit)
     errors.print(f"{file}: {len(prompts):,} prompts, read as {form}", markup=False)
 
@@ -83,34 +139,65 @@ def generate(
     from graftlm.generation.requests import SamplingSettings
 
     sampling = SamplingSettings(
-        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed=seed
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+        n=n,
+        num_beams=beams,
+        length_penalty=length_penalty,
+        top_log_probs=top_log_probs,
+        prompt_log_probs=prompt_log_probs,
+        json_schema=schema,
+        regex=regex,
+        grammar=rules,
     )
     with errors.status("loading base and adapters …"):
         opened = open_adapters(adapter or [], base, chat_template=chat_template, dtype=dtype, device=device)
     for note in opened.notes:
         errors.print(f"[yellow]note:[/] {escape(note)}")
+    sampling = replace(sampling, logit_bias=token_biases(biases, opened.model))
     speakers = opened.adapters if opened.adapters and not with_base else opened.speakers
     _check_speakers(opened, speakers)
     work = _plan(opened, speakers, prompts, sampling, done, file)
-    failed = work.failed
-    kept = len(work.records) - len(work.asked) - len(failed)
-    if failed and not work.asked and not kept:
-        raise UserError(f"{file}: none of its prompts can be answered; row {failed[0]['row']}: {failed[0]['error']}")
+    kept = len(work.records) - len(work.asked) - len(work.failed)
+    if not work.asked and not kept:
+        raise _nothing(file, work)
     others = {key: record for key, record in done.items() if key not in work.records}
     work = replace(work, records=_in_order({**work.records, **others}))
     try:
-        _write_in_order(out, [record for key, record in work.records.items() if key in done])
-        with _answers_to(out, work) as finish:
+        write_answers(out, [record for key, record in work.records.items() if key in done and answered(record)])
+        with _answers_to(out, work) as (finish, tell):
             if work.labelled:
-                _predict(opened, work, batch_tokens, finish)
+                _predict(opened, work, batch_tokens or LABEL_TOKENS, finish)
             if work.requests:
                 engine = Engine(opened.model, opened.tokenizer, max_batch_rows=batch_rows, cache_tokens=batch_tokens)
-                _write(engine, work.requests, finish)
+
+                def write(key: Key, completion: Completion) -> None:
+                    told = as_record(
+                        completion, work.requests[key], opened.model, log_probs=log_probs or top_log_probs > 0
+                    )
+                    finish(key._replace(sample=completion.index + 1), told)
+
+                _write(engine, work, write, finish, tell)
     except KeyboardInterrupt:
         errors.print(f"\nstopped; what is done is in {out}. To go on: the same command with --resume", markup=False)
         raise typer.Exit(130) from None
-    _write_in_order(out, list(work.records.values()))
+    write_answers(out, list(work.records.values()))
     _print_end(out, work, kept)
+    if not kept and not any(answered(record) for record in work.records.values()):
+        raise _nothing(file, work)
+
+
+def _nothing(file: str, work: _Work) -> UserError:
+    first = work.failed[0]
+    return UserError(f"{file}: none of its prompts can be answered; row {first['row']}: {first['error']}")
 
 
 @dataclass(frozen=True)
@@ -118,13 +205,9 @@ class _Work:
     """A record for each prompt and speaker, in the file's order, and what is asked for those without an answer."""
 
     records: dict[Key, Record]
-    requests: dict[Key, Request]
+    requests: dict[Key, Request]  # by the key of the first sample
     labelled: dict[Key, tuple[Predictor, Sequence[Message]]]
-
-    @property
-    def asked(self) -> list[Key]:
-        """The records that are to be filled in."""
-        return [*self.labelled, *self.requests]
+    asked: list[Key]  # the records that are to be filled in
 
     @property
     def failed(self) -> list[Record]:
@@ -164,43 +247,54 @@ def _plan(
         for speaker in speakers
         if speaker.head is not None
     }
-    records: dict[Key, Record] = {}
-    requests: dict[Key, Request] = {}
-    labelled: dict[Key, tuple[Predictor, Sequence[Message]]] = {}
+    work = _Work({}, {}, {}, [])
     several = any(prompt.part > 1 for prompt in prompts)
     for prompt in prompts:
         # Every adapter gets the same random numbers for a row, so that their answers are compared fairly.
         own = replace(sampling, seed=mix_seed(sampling.seed or 0, prompt.row, prompt.part))
         for speaker in speakers:
-            key = (prompt.row, prompt.part, speaker.name)
-            record: Record = {"row": prompt.row, **({"part": prompt.part} if several else {})}
-            record |= {"prompt": prompt.shown, "adapter": speaker.name}
-            records[key] = record
-            if key in done and done[key].get("answer") is not None:
-                if done[key].get("prompt") != record["prompt"]:
+            first = Key(prompt.row, prompt.part, speaker.name)
+            samples = 1 if speaker.name in predictors else sampling.n
+            missing = []
+            for key in [first._replace(sample=number) for number in range(1, samples + 1)]:
+                record: Record = {"row": prompt.row, **({"part": prompt.part} if several else {})}
+                record |= {"sample": key.sample} if samples > 1 else {}
+                record |= {"prompt": prompt.shown, "adapter": speaker.name}
+                before = done.get(key, {})
+                if answered(before) and before.get("prompt") != record["prompt"]:
                     raise UserError(
                         f"row {prompt.row} of {file} is not the prompt that was answered in the file to resume",
                         hint="Resume with the file of prompts that it was begun with, or choose another --out.",
                     )
-                records[key] = done[key]
+                work.records[key] = record | before if answered(before) else record
+                missing += [key] * (not answered(before))
+            if not missing:
                 continue
-            problem = prompt.problem
-            if problem is None and speaker.name in predictors:
-                labelled[key] = predictors[speaker.name], prompt.messages
+            asked: Request | str | None = prompt.problem
+            if asked is None and speaker.name not in predictors:
+                asked = _request(opened, speaker, prompt, own, first)
+            if isinstance(asked, str):
+                for key in missing:
+                    work.records[key] |= failure(asked)
                 continue
-            if problem is None:
-                try:
-                    request = speaker.request(prompt.messages, opened.tokenizer, own, f"{key}")
-                except UserError as error:
-                    problem = error.message
-                else:
-                    length, room = opened.model.count_words(request.prompt_ids), opened.model.room(speaker.stack)
-                    if length < room:
-                        requests[key] = request
-                        continue
-                    problem = f"the prompt has {length:,} tokens, and the context of the model is {room:,}"
-            record |= {"answer": None, "finish_reason": "error", "error": problem}
-    return _Work(records, requests, labelled)
+            if asked is None:
+                work.labelled[first] = predictors[speaker.name], prompt.messages
+            else:
+                work.requests[first] = asked
+            work.asked.extend(missing)
+    return work
+
+
+def _request(opened: Opened, speaker: Speaker, prompt: Prompt, sampling: SamplingSettings, key: Key) -> Request | str:
+    """What the engine is asked for, or why it cannot be."""
+    try:
+        request = speaker.request(prompt.messages, opened.tokenizer, sampling, str(key))
+    except UserError as error:
+        return error.message
+    length, room = opened.model.count_words(request.prompt_ids), opened.model.room(speaker.stack)
+    if length >= room:
+        return f"the prompt has {length:,} tokens, and the context of the model is {room:,}"
+    return request
 
 
 def _in_order(records: dict[Key, Record]) -> dict[Key, Record]:
@@ -209,32 +303,47 @@ def _in_order(records: dict[Key, Record]) -> dict[Key, Record]:
 
 
 @contextmanager
-def _answers_to(out: Path, work: _Work) -> Iterator[Finish]:
-    """Inside, each record is appended to the file as it is filled in."""
+def _answers_to(out: Path, work: _Work) -> Iterator[tuple[Finish, Tell]]:
+    """Inside, each record is appended to the file as it is filled in; one that has its answer stays as it is."""
     from graftlm.base.files import disk_errors
 
-    with disk_errors(out), out.open("a", encoding="utf-8") as file, _progress(len(work.asked)) as advance:
+    with disk_errors(out), out.open("a", encoding="utf-8") as file, answering(len(work.asked)) as advance:
 
-        def finish(key: Key | None, values: Record) -> None:
-            advance(key is None, key is not None)
-            if key is not None:
-                work.records[key].update(values)
-                file.write(_line(work.records[key]))
-                file.flush()
+        def finish(key: Key, values: Record) -> None:
+            if answered(work.records[key]):
+                return
+            advance(0, 1)
+            work.records[key].update(values)
+            file.write(as_line(work.records[key]))
+            file.flush()
 
-        yield finish
+        yield finish, lambda rows: advance(rows, 0)
 
 
-def _write(engine: Engine, requests: dict[Key, Request], finish: Finish) -> None:
-    """Run the requests; all answers in shared batches."""
-    keys = {request.id: key for key, request in requests.items()}
-    with closing(engine.stream(requests.values())) as events:
+def _write(engine: Engine, work: _Work, write: Callable[[Key, Completion], None], finish: Finish, tell: Tell) -> None:
+    """Run the requests; all answers in shared batches, the longest prompts first: none is left over at the end."""
+    missing: dict[Key, list[Key]] = {}
+    for key in work.asked:
+        missing.setdefault(key._replace(sample=1), []).append(key)
+    keys = {request.id: key for key, request in work.requests.items()}
+    waiting = deque(sorted(work.requests, key=lambda key: -len(work.requests[key].prompt_ids)))
+    inside = 0
+    while waiting or engine.busy:
+        while waiting and inside < AHEAD * engine.max_batch_rows:
+            key = waiting.popleft()
+            try:
+                engine.submit(work.requests[key])
+            except UserError as error:
+                for sample in missing[key]:
+                    finish(sample, failure(error.message))
+            else:
+                inside += work.requests[key].sampling.n
+        events = engine.step()
         for event in events:
-            finish(None, {})
-            completion = event.completion
-            if completion is not None:
-                answer = {"answer": (completion.text or "").strip(), "finish_reason": completion.finish_reason}
-                finish(keys[completion.request_id], {**answer, "tokens": len(completion.token_ids)})
+            if event.completion is not None:
+                inside -= 1
+                write(keys[event.request_id], event.completion)
+        tell(sum(event.token_id is not None for event in events))
 
 
 def _predict(opened: Opened, work: _Work, batch_tokens: int, finish: Finish) -> None:
@@ -247,7 +356,7 @@ def _predict(opened: Opened, work: _Work, batch_tokens: int, finish: Finish) -> 
         found = predict_labels(opened.model, [work.labelled[key] for key in part], batch_tokens)
         for key, labels in zip(part, found, strict=True):
             if isinstance(labels, str):
-                finish(key, {"answer": None, "finish_reason": "error", "error": labels})
+                finish(key, failure(labels))
                 continue
             shares = [round(share, 6) for share in labels.probabilities]
             single = work.labelled[key][0].head.type != "tagger"
@@ -255,66 +364,9 @@ def _predict(opened: Opened, work: _Work, batch_tokens: int, finish: Finish) -> 
             finish(key, {"answer": " ".join(labels.labels), "finish_reason": "cut" if labels.cut else "label", **told})
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """Answers done, tokens a second, time left: on stderr, live in a terminal and silent elsewhere."""
-    import time
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    started, tokens, answers = time.monotonic(), 0, 0
-    columns = [TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}")]
-    with Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=total, pace="")
-
-        def advance(new_tokens: int, finished: bool) -> None:
-            nonlocal tokens, answers
-            tokens, answers = tokens + new_tokens, answers + finished
-            seconds = time.monotonic() - started
-            left = f"{as_duration(seconds * (total - answers) / answers)} left" if answers else ""
-            speed = f"{tokens / max(seconds, 1e-9):,.0f} tokens/s" if tokens else ""
-            bar.update(task, completed=answers, pace=" · ".join(filter(None, (speed, left))))
-
-        yield advance
-
-
-def _read_answers(path: Path) -> dict[Key, Record]:
-    """The records of a file to resume; a last line that was cut short is left out.
-
-    Raises:
-        UserError: the file is something else.
-    """
-    records: dict[Key, Record] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            key = (int(record["row"]), int(record.get("part", 1)), record["adapter"])
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise UserError(
-                f"{path}, line {number} is no answer that graftlm wrote; the file cannot be resumed",
-                hint="Choose another file with --out.",
-            ) from error
-        records[key] = record
-    return records
-
-
-def _write_in_order(out: Path, records: Sequence[Record]) -> None:
-    """Replace the file, whole or not at all."""
-    from graftlm.base.files import write_text
-
-    write_text(out, "".join(_line(record) for record in records))
-
-
-def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
 def _print_end(out: Path, work: _Work, kept: int) -> None:
     reasons = Counter(work.records[key]["finish_reason"] for key in work.asked)
-    failed, answered = work.failed, len(work.asked) - reasons.pop("error", 0)
+    failed, new = work.failed, len(work.asked) - reasons.pop("error", 0)
     words = {
         "stop": "ended by themselves",
         "length": "cut at --max-new-tokens",
@@ -325,7 +377,7 @@ def _print_end(out: Path, work: _Work, kept: int) -> None:
     parts = [f"{number:,} {words.get(reason, reason)}" for reason, number in sorted(reasons.items(), reverse=True)]
     before = f", {kept:,} were there" if kept else ""
     listed = f" ({', '.join(parts)})" if parts else ""
-    errors.print(f"{answered:,} answers{listed}{before}", markup=False)
+    errors.print(f"{new:,} answers{listed}{before}", markup=False)
     for record in failed[:5]:
         errors.print(f"[yellow]no answer[/] to row {record['row']}: {escape(record['error'])}")
     if len(failed) > 5:
