@@ -111,31 +111,24 @@ def test_wrong_options(cli: Cli, prompts: Path, tmp_path: Path, options: list[st
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_row_that_fails_stops_no_other(
-    cli: Cli, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_row_that_fails_stops_no_other(cli: Cli, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert cli("generate", prompts, "--out", "whole.jsonl", "--max-new-tokens", "12").code == 0
     # Too little room for the longest prompt, and an error while another one runs.
-    whole_step = Engine.step
+    whole_step, steps = Engine.step, iter(range(4))
 
     def step(engine: Engine) -> Any:
         events = whole_step(engine)
-        for row in [row for row in engine._slots.rows if len(row.tokens) == 3 and row.limit == 12][:1]:
-            if not hasattr(engine, "spoilt"):
-                engine.spoilt = True  # type: ignore[attr-defined]
-                row.log_probs[-1] = 0.0
-                events += engine._drop([row], "no luck")
-        return events
+        return events + (engine._drop(engine._slots.rows, "no luck") if next(steps, None) == 3 else [])
 
-    monkeypatch.setattr(Engine, "step", step)
-    ended = cli("generate", prompts, "--out", "out.jsonl", "--max-new-tokens", "12", "--batch-tokens", "26")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", step)
+        ended = cli("generate", prompts, "--out", "out.jsonl", "--max-new-tokens", "12", "--batch-tokens", "28")
     assert ended.code == 0
     assert "2 answers" in ended.err
     found, whole = records(tmp_path / "out.jsonl"), records(tmp_path / "whole.jsonl")
     failed = [record for record in found if record["answer"] is None]
     assert {record["finish_reason"] for record in failed} == {"error"}
-    assert any("there is memory for 26" in record["error"] for record in failed)
+    assert any("there is memory for 28" in record["error"] for record in failed)
     assert any(record["error"] == "no luck" for record in failed)
     assert [record for record in found if record["answer"] is not None] == [
         record for record, other in zip(whole, found, strict=True) if other["answer"] is not None
@@ -158,7 +151,9 @@ def test_answers_with_ends_of_lines_of_other_kinds(cli: Cli, prompts: Path, tmp_
     assert cli("generate", prompts, "--out", out, "--max-new-tokens", "4").code == 0
     first, *rest = records(out)
     first["answer"] = "one\u2028two\x85three"
-    out.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in [first, *rest]), encoding="utf-8")
+    out.write_text(
+        "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in [first, *rest]), encoding="utf-8"
+    )
     before = out.read_bytes()
     assert cli("generate", prompts, "--out", out, "--max-new-tokens", "4", "--resume").code == 0
     assert out.read_bytes() == before
@@ -166,7 +161,9 @@ def test_answers_with_ends_of_lines_of_other_kinds(cli: Cli, prompts: Path, tmp_
 
 def test_killed_with_rows_in_flight(cli: Cli, tmp_path: Path):
     prompts = write_rows(tmp_path / "many.jsonl", [{"prompt": f"Count to {number}"} for number in range(40)])
-    options = [str(prompts), "--n", "2", "--temperature", "1", "--max-new-tokens", "60", "--batch-rows", "8"]
+    # In float64, for bytes that do not hang on a draw at the very border of two tokens.
+    sampled = ["--n", "2", "--temperature", "1", "--dtype", "float64"]
+    options = [str(prompts), *sampled, "--max-new-tokens", "60", "--batch-rows", "8"]
     assert cli("generate", *options, "--out", "whole.jsonl").code == 0
     killed = 0
     for moment in (1, 25, 50):

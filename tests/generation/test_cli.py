@@ -178,6 +178,38 @@ def test_the_same_seed_gives_the_same_talk(opened: Opened) -> None:
     assert conversation()[1] != conversation()[3]
 
 
+def test_a_turn_reads_only_what_is_new(opened: Opened) -> None:
+    talk = Chat.of(opened, replace(SHORT, max_new_tokens=40))
+    counts = talk.engine.statistics
+    talk.say("Tell me a story about a dog and a cat who live in a house by the sea.")
+    first = counts.read
+    assert counts.reused == 0
+    prompt = talk._prepare(opened.speaker("one"), Message("user", "And then?"), 0).request.prompt_ids
+    talk.say("And then?")
+    new = counts.read - first
+    assert counts.reused + new == len(prompt)
+    assert counts.reused > first + 16  # the first question, and most of its answer
+    assert new < 16 + len(opened.tokenizer("And then?")["input_ids"]) + 16
+    fresh = Chat(opened, Engine(opened.model), talk.sampling, histories={"one": talk.histories["one"][:2]})
+    fresh.say("And then?")
+    assert fresh.histories == {"one": talk.histories["one"]}
+
+
+def test_an_error_of_an_answer_is_told(
+    talk: Chat, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole_step, steps = talk.engine.step, iter(range(3))
+
+    def step() -> Any:
+        events = whole_step()
+        return events + (talk.engine._drop(talk.engine._slots.rows, "no luck") if next(steps, None) == 2 else [])
+
+    monkeypatch.setattr(talk.engine, "step", step)
+    talk.say("Who are you?")
+    assert "(no answer: no luck)" in capsys.readouterr().err
+    assert not talk.histories.get("one")
+
+
 def test_the_oldest_turns_leave_when_the_context_is_full(talk: Chat, opened: Opened) -> None:
     talk.system = "Be kind."
     long = "word " * 500
