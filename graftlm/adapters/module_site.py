@@ -95,7 +95,7 @@ class ModuleSite:
         base = self._base_forward(x)
         adding = tuple(name for name, change in changes.items() if change.adds)
         y = add_served(base, routing, adding, lambda name, own, out: changes[name](own, out), x, base)
-        return add_low_rank_served(y, x, routing, low_rank) if low_rank else y
+        return add_low_rank_served(y, x, routing, self.place.path, low_rank) if low_rank else y
 
     def _by_token(self, x: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Size]:
         """The input with its tokens in one dimension, and the shape that they had."""

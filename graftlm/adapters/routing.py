@@ -44,6 +44,25 @@ class Gathered:
     index: torch.Tensor
     parts: tuple[tuple[str, int, int], ...]
 
+    @cached_property
+    def most(self) -> int:
+        """The most tokens that one of the adapters has."""
+        return max(stop - start for _, start, stop in self.parts)
+
+    @cached_property
+    def padded(self) -> torch.Tensor:
+        """``index`` with ``most`` tokens for each adapter, (adapters · most,); token 0 stands where one has fewer."""
+        padded = self.index.new_zeros(len(self.parts), self.most)
+        for row, (_, start, stop) in zip(padded, self.parts, strict=True):
+            row[: stop - start] = self.index[start:stop]
+        return padded.flatten()
+
+    @cached_property
+    def places(self) -> torch.Tensor | None:
+        """Where each of ``index`` is in ``padded``; None where nothing is padded."""
+        places = [n * self.most + i for n, (_, start, stop) in enumerate(self.parts) for i in range(stop - start)]
+        return None if len(places) == len(self.padded) else self.index.new_tensor(places)
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -67,12 +86,15 @@ class Routing:
     """The segments of a batch, in order, covering all of its ``tokens`` flat tokens.
 
     ``source``: the routing of the encoder's tokens, where the batch is an encoder-decoder's. ``memo`` holds what
-    follows from the segments and is worked out once for all places that need it.
+    follows from the segments and is worked out once for all places that need it. ``kept``, where given, holds what
+    places make of the adapters' parameters for calls without gradients: several routings may share it, but only as
+    long as no parameter changes.
     """
 
     segments: tuple[Segment, ...]
     tokens: int
     source: Routing | None = None
+    kept: dict[Any, Any] | None = field(default=None, compare=False, repr=False)
     memo: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @staticmethod
@@ -82,10 +104,12 @@ class Routing:
         *,
         seeds: Sequence[Mapping[str, int]] | None = None,
         lengths: Sequence[int] | None = None,
+        kept: dict[Any, Any] | None = None,
     ) -> Routing:
         """One segment a row. ``rows`` gives a name, a stack of names or None (the bare base) for each.
 
-        ``tokens_per_row`` is the padded length, or one length a row for a packed batch.
+        ``tokens_per_row`` is the padded length, or one length a row for a packed batch. ``kept`` is a dictionary,
+        empty at first, that steps of decoding share as long as no adapter's parameters change.
         """
         sizes = [tokens_per_row] * len(rows) if isinstance(tokens_per_row, int) else list(tokens_per_row)
         stops = list(accumulate(sizes))
@@ -99,7 +123,7 @@ class Routing:
             )
             for number, (row, size, stop) in enumerate(zip(rows, sizes, stops, strict=True))
         )
-        return Routing(segments, stops[-1] if stops else 0)
+        return Routing(segments, stops[-1] if stops else 0, kept=kept)
 
     @cached_property
     def spans(self) -> dict[str, tuple[Span, ...]]:
@@ -115,14 +139,17 @@ class Routing:
         return {name: tuple(spans) for name, spans in joined.items()}
 
     def gathered(self, names: tuple[str, ...], device: torch.device) -> Gathered | None:
-        """The tokens of some adapters, gathered; None where their spans are few or long, and need no gathering."""
+        """The tokens of some adapters, gathered; None where their spans are few or long, and need no gathering.
+
+        An adapter that serves none has an empty part.
+        """
         key = (names, device)
         if key not in self.memo:
-            spans = [self.spans[name] for name in names]
+            spans = [self.spans.get(name, ()) for name in names]
             counts = [sum(stop - start for start, stop in own) for own in spans]
             number = sum(map(len, spans))
             found = None
-            if number > len(names) and sum(counts) < LONG_SPAN * number:
+            if number > sum(map(bool, spans)) and sum(counts) < LONG_SPAN * number:
                 index = [token for own in spans for start, stop in own for token in range(start, stop)]
                 stops = list(accumulate(counts))
                 parts = tuple((name, stop - n, stop) for name, n, stop in zip(names, counts, stops, strict=True))

@@ -1,17 +1,24 @@
 """Updates of several adapters without gradients: the tokens of each one are gathered, whatever the order of the rows.
 
 A step of decoding has one token a row, and rows come in any order: a product for every span would be one for every row.
+Where the call keeps what is made of parameters, the factors of all adapters are stacked once, and one batched product
+takes the place of one for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from graftlm.adapters.grouped import add_outer, add_to_spans
 from graftlm.adapters.method import LowRank
-from graftlm.adapters.routing import Routing
+from graftlm.adapters.routing import Gathered, Routing
+
+#: How many times the work a batched product may be, for adapters of unequal rank or number of tokens, and still pay.
+MOST_PADDING = 4
 
 
 def serves(routing: Routing) -> bool:
@@ -20,9 +27,12 @@ def serves(routing: Routing) -> bool:
 
 
 def add_low_rank_served(
-    y: torch.Tensor, x: torch.Tensor, routing: Routing, updates: Mapping[str, LowRank]
+    y: torch.Tensor, x: torch.Tensor, routing: Routing, path: str, updates: Mapping[str, LowRank]
 ) -> torch.Tensor:
-    """y plus scale · (x Aᵀ) Bᵀ on each adapter's tokens: y (tokens, out), written to; x (tokens, in)."""
+    """y plus scale · (x Aᵀ) Bᵀ on each adapter's tokens: y (tokens, out), written to; x (tokens, in).
+
+    ``path`` names the place, for what the routing keeps of it.
+    """
     found = routing.gathered(tuple(updates), x.device)
     if found is None:
         for name, update in updates.items():
@@ -30,6 +40,13 @@ def add_low_rank_served(
             for start, stop in routing.spans[name]:
                 add_outer(y[start:stop], x[start:stop].to(A.dtype) @ A.T, B, update.scale)
         return y
+    stacked = _stacked(routing, path, updates, x.device)
+    if stacked is not None:
+        stack, found = stacked
+        chosen = x.index_select(0, found.padded).view(len(stack.A), -1, x.shape[1])
+        added = torch.bmm(torch.bmm(chosen.to(stack.A.dtype), stack.A), stack.B).view(-1, y.shape[1])
+        added = added if found.places is None else added.index_select(0, found.places)
+        return y.index_add_(0, found.index, added.to(y.dtype))
     chosen = x.index_select(0, found.index)
     added = y.new_empty(len(chosen), y.shape[1])
     for name, start, stop in found.parts:
@@ -41,6 +58,58 @@ def add_low_rank_served(
         else:
             part.copy_(update.scale * (h @ B.T))
     return y.index_add_(0, found.index, added)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Factors of several adapters at one place: A (adapters, in, r) and B (adapters, r, out), scaled.
+
+    Noughts stand past a smaller rank. ``updates`` are those that it was made of, by name.
+    """
+
+    updates: dict[str, LowRank]
+    A: torch.Tensor
+    B: torch.Tensor
+
+    @staticmethod
+    def of(updates: dict[str, LowRank]) -> _Stack:
+        factors = [update.factors() for update in updates.values()]
+        rank = max(len(A) for A, _ in factors)
+        scaled = [(A.T, update.scale * B.T) for (A, B), update in zip(factors, updates.values(), strict=True)]
+        return _Stack(
+            updates,
+            torch.stack([nn.functional.pad(A, (0, rank - A.shape[1])) for A, _ in scaled]),
+            torch.stack([nn.functional.pad(B, (0, 0, 0, rank - len(B))) for _, B in scaled]),
+        )
+
+    def suits(self, found: Gathered) -> bool:
+        """Whether padding is not most of the product."""
+        work = sum((stop - start) * self.updates[name].rank for name, start, stop in found.parts)
+        return len(self.A) * found.most * self.A.shape[2] <= MOST_PADDING * work
+
+
+def _stacked(
+    routing: Routing, path: str, updates: Mapping[str, LowRank], device: torch.device
+) -> tuple[_Stack, Gathered] | None:
+    """The factors of these adapters at a place, stacked, and the tokens of each.
+
+    Adapters that were used there before stay in the stack, so that it is not made anew whenever a row comes or goes.
+    None where nothing is kept, adapters differ in precision, or have too unequal ranks or numbers of tokens.
+    """
+    kept = routing.kept
+    if kept is None or len(updates) == 1:
+        return None
+    stack: _Stack | None = kept.get(path)
+    if stack is None or any(stack.updates.get(name) is not update for name, update in updates.items()):
+        together = {**(stack.updates if stack is not None else {}), **updates}
+        if len({parameter.dtype for update in together.values() for parameter in update.parameters()}) > 1:
+            return None
+        stack = kept[path] = _Stack.of(together)
+    found = routing.gathered(tuple(stack.updates), device)
+    if found is not None and not stack.suits(found) and len(stack.updates) > len(updates):  # too many are idle
+        stack = kept[path] = _Stack.of(dict(updates))
+        found = routing.gathered(tuple(updates), device)
+    return (stack, found) if found is not None and stack.suits(found) else None
 
 
 def add_served(

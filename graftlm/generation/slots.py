@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -24,7 +25,9 @@ class Slots:
         self._free: list[int] = []  # slots whose rows have gone
         self._table = Tables() if model.kind == "encoder-decoder" else Columns(0, 0)
         self._settings: RowSettings | None = None  # of the rows, until they change
-        self._routing: tuple[Hashable, Routing] | None = None
+        self._routing: tuple[Any, Routing] | None = None
+        self._versions: dict[str, Hashable] = {}
+        self._made: dict[Any, Any] = {}  # of adapters' parameters, as long as rows run and no version changes
 
     @property
     def running(self) -> list[Row]:
@@ -41,9 +44,13 @@ class Slots:
     def routing(self) -> Routing:
         """That of all rows: one value, as long as they and their adapters stay the same."""
         stacks = [row.stack for row in self.rows]
-        state = (stacks, [self.model.version(name) for name in dict.fromkeys(n for stack in stacks for n in stack)])
+        versions = {name: self.model.version(name) for name in dict.fromkeys(n for stack in stacks for n in stack)}
+        state = (stacks, versions)
         if self._routing is None or self._routing[0] != state:
-            routing = Routing.of_rows(stacks, 1)
+            if any(self._versions.get(name, version) != version for name, version in versions.items()):
+                self._versions, self._made = {}, {}
+            self._versions |= versions
+            routing = Routing.of_rows(stacks, 1, kept=self._made)
             # The encoder does not run: its routing is never used, and need not be made anew in each step.
             self._routing = (state, replace(routing, source=routing) if isinstance(self._table, Tables) else routing)
         return self._routing[1]
@@ -122,6 +129,8 @@ class Slots:
         self._table.compact(order)
         self.rows = [self.rows[slot] for slot in order]
         self._free = []
+        if not self.rows:
+            self._routing, self._versions, self._made = None, {}, {}
 
 
 def _doubled(needed: int, there: int) -> int:

@@ -1,16 +1,20 @@
-"""Without gradients tokens are gathered by adapter: the same numbers as the loop over spans in training."""
+"""Without gradients tokens are gathered by adapter: the same numbers as the loop over spans, as in training."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import graftlm
 from graftlm import AdaptedModel, Routing
 from graftlm.adapters.routing import RowAdapters
+from graftlm.generation import Engine, Request, SamplingSettings
 from tests.adapters.grid import ARCHITECTURES, Row, add_random, assert_states_close, make_row, model_with_all, states
 from tests.families import ENCODER_DECODERS, make_base
 
@@ -33,6 +37,89 @@ def test_equal_to_the_loop_over_spans(family: str, dtype: torch.dtype, tolerance
     expected = [state.detach() for state in states(model, rows, routings)]
     with torch.no_grad():
         assert_states_close(states(model, rows, routings), expected, tolerance)
+
+
+def step(model: AdaptedModel, routings: list[RowAdapters], kept: dict[Any, Any] | None) -> torch.Tensor:
+    """Hidden states (rows, hidden) of one token a row."""
+    ids = torch.arange(3, 3 + len(routings))[:, None]
+    found: torch.Tensor = model.hidden(ids, adapters=Routing.of_rows(routings, 1, kept=kept)).last_hidden_state[:, 0]
+    return found.detach()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_what_is_kept_changes_nothing(family: str, dtype: torch.dtype, tolerance: float) -> None:
+    """Rows come and go, in any order, and all share what was made of parameters before."""
+    model = model_with_all(family, dtype=dtype)
+    kept: dict[Any, Any] = {}
+    for seed in range(6):
+        draw = random.Random(seed)
+        _, routings = interleaved(model, family, seed)
+        routings = draw.sample(routings, draw.randint(6, len(routings)))
+        routings = routings if seed % 2 else [row for row in routings for _ in range(2)]
+        draw.shuffle(routings)
+        expected = step(model, routings, None)
+        with torch.inference_mode():
+            assert_states_close(list(step(model, routings, kept)), list(expected), tolerance)
+    assert kept
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 14), (5, 5, 5), (2, 9, 1), (3, 0, 2)])
+def test_adapters_of_unequal_rank_and_number_of_rows(counts: tuple[int, ...]) -> None:
+    model = AdaptedModel(make_base("llama", dtype=torch.float64))
+    for rank, name in enumerate("abc", 1):
+        add_random(model, name, graftlm.LoRA(rank=rank))
+    kept: dict[Any, Any] = {}
+    with torch.no_grad():
+        step(model, ["a", "b", "a", "b", "c", "a"], kept)
+    routings: list[RowAdapters] = [name for name, count in zip("abc", counts, strict=True) for _ in range(count)]
+    random.Random(0).shuffle(routings)
+    expected = step(model, routings, None)
+    with torch.no_grad():
+        assert_states_close(list(step(model, routings, kept)), list(expected), 1e-12)
+
+
+def test_an_adapter_that_took_anothers_name_is_seen_at_once() -> None:
+    model = AdaptedModel(make_base("llama"))
+    for name in ("a", "b"):
+        add_random(model, name, graftlm.LoRA(rank=2))
+    kept: dict[Any, Any] = {}
+    with torch.no_grad():
+        before = step(model, ["a", "b", "a", "b"], kept)
+        model.remove("a")
+        model.add("a", graftlm.LoRA(rank=2))  # the identity, at first
+        after, bare = step(model, ["a", "b", "a", "b"], kept), step(model, [None, "b", None, "b"], None)
+    assert_states_close(list(after), list(bare), 1e-5)
+    assert float((after - before).norm() / before.norm()) > 1e-3
+
+
+def test_a_step_of_eight_adapters_makes_few_products() -> None:
+    """Two batched products at a layer, however many adapters and in whatever order; factors are stacked once."""
+    model = AdaptedModel(make_base("llama"))
+    for number in range(8):
+        add_random(model, f"{number}", graftlm.LoRA(rank=2))
+    routings: list[RowAdapters] = [str(number % 8) for number in range(32)]
+    kept: dict[Any, Any] = {}
+    with torch.no_grad():
+        step(model, routings, kept)
+        with CountCalls() as counted:
+            step(model, routings[3:] + routings[:3], kept)
+    layers = len(model.adapter("0").linear)
+    assert counted.calls["bmm"] >= 2 * layers  # transformers has one of its own, in rotary embeddings
+    assert counted.calls["bmm"] <= 2 * layers + 4
+    assert counted.calls["addmm_"] == counted.calls["stack"] == 0
+
+
+class CountCalls(TorchDispatchMode):
+    """Counts the operations that torch runs, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("names", [["a", "b", "a", "b"], [("a", "b"), "b", None, ("b", "a")], ["a", "b", "b"]])
@@ -67,3 +154,19 @@ def test_changed_parameters_are_seen() -> None:
     assert_states_close(after, expected, 1e-5)
     assert float((after[0] - before[0]).norm() / before[0].norm()) > 1e-3
     assert_states_close([after[1]], [before[1]], 1e-6)
+
+
+def test_an_engine_sees_parameters_that_changed_unseen_between_two_runs() -> None:
+    """The fused optimizer counts no versions: what was made of parameters goes when the last row does."""
+    model = AdaptedModel(make_base("llama"))
+    for name in ("a", "b"):
+        add_random(model, name, graftlm.LoRA(rank=2))
+    requests = [Request((5, 6, 7), name, SamplingSettings(max_new_tokens=6, stop_ids=(), seed=0)) for name in "abab"]
+    engine = Engine(model)
+    before = engine.run(requests)
+    for parameter in model.adapter("a").parameters():
+        parameter.data.neg_()[:1].mul_(3)
+    after, fresh = engine.run(requests), Engine(model).run(requests)
+    for one, other in zip(after, fresh, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+    assert after[0].log_probs != pytest.approx(before[0].log_probs, abs=1e-4)
