@@ -50,6 +50,7 @@ class Admission:
             raise UserError(f"{sampling.constraint} and num_beams are set; allowed: one of them")
         if sampling.num_beams > 1:
             raise UserError("num_beams is not supported yet")
+        sampling.check_vocabulary(self.model.vocabulary)
         if sampling.stop and tokenizer is None:
             raise UserError("stop texts need a tokenizer: Engine(model, tokenizer)")
         if sampling.prompt_log_probs and self.start:

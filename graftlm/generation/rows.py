@@ -11,7 +11,7 @@ import torch
 from graftlm.adapters.routing import Stack
 from graftlm.generation.constraints import Constraint
 from graftlm.generation.requests import Completion, FinishReason, RequestId, SamplingSettings, TokenEvent
-from graftlm.generation.sampling import Allowed, RowSettings, choose, uniform
+from graftlm.generation.sampling import Allowed, RowSettings, choose, top_log_probs, uniform
 from graftlm.generation.text import TextStream
 
 
@@ -133,11 +133,16 @@ def choose_tokens(rows: Sequence[Row], settings: RowSettings, logits: torch.Tens
     for number, row in enumerate(rows):
         if row.sampling.temperature > 0:
             uniforms[number] = uniform(row.seed, len(row.tokens))
-    seen = None
+    history = generated = None
     if settings.penalised:
-        seen = _padded([row.history for row in rows], logits.shape[1]).to(logits.device)
-    tokens, log_probs = choose(logits, settings, uniforms.to(logits.device), seen, allowed=_allowed(rows, logits))
-    return [row.add(*new) for row, *new in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True)]
+        history = _padded([row.history for row in rows], logits.shape[1]).to(logits.device)
+    if settings.counted:
+        generated = _padded([row.tokens for row in rows], logits.shape[1]).to(logits.device)
+    uniforms = uniforms.to(logits.device)
+    tokens, log_probs = choose(logits, settings, uniforms, history, generated, _allowed(rows, logits))
+    top = top_log_probs(logits, settings)
+    chosen = enumerate(zip(rows, tokens.tolist(), log_probs.tolist(), strict=True))
+    return [row.add(token, log_prob, top.get(number, ())) for number, (row, token, log_prob) in chosen]
 
 
 def _allowed(rows: Sequence[Row], logits: torch.Tensor) -> Allowed | None:
