@@ -6,7 +6,6 @@ their adapters, and reads on in the prompts that wait, at most ``prefill_tokens`
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Hashable, Iterable, Sequence
 from dataclasses import replace
 
@@ -29,6 +28,7 @@ from graftlm.generation.shelf import Shelf
 from graftlm.generation.slots import Slots
 from graftlm.generation.sources import decoder_start, read_sources, source_token_bytes
 from graftlm.generation.statistics import Statistics
+from graftlm.generation.waiting import Waiting
 
 _ALONE = 4  # times prefill_tokens are read at once while no row runs that would have to wait
 _SHARE = 0.5  # of the free memory, for keys and values
@@ -83,10 +83,10 @@ class Engine:
             self.prefixes,
             self.statistics,
             running=lambda: {row.stack for row in self._begun()},
-            waiting=lambda: {row.stack for row in self._waiting},
+            waiting=lambda: self._waiting.stacks,
             reroute=self._reroute,
         )
-        self._waiting: deque[Row] = deque()
+        self._waiting = Waiting()
         self._jobs: list[Job] = []
         self._slots = Slots(model)
         self._events: list[TokenEvent] = []  # made, but not given to anyone yet
@@ -135,7 +135,7 @@ class Engine:
 
     def cancel(self, request_id: RequestId) -> None:
         """Stop a request; its last event, with what there is so far, comes next. One that is done stays done."""
-        self._events += self._drop([row for row in self._all_rows() if row.id == request_id])
+        self._events += self._drop(self._rows_of(request_id))
         self.adapters.collect()
 
     def stream(self, requests: Request | Iterable[Request]) -> Generator[TokenEvent, None, None]:
@@ -158,8 +158,7 @@ class Engine:
                             del open_ids[event.request_id]
                     yield event
         finally:
-            for request_id in open_ids:
-                self.cancel(request_id)
+            self._drop([row for request_id in open_ids for row in self._rows_of(request_id)])
             self._events = [event for event in self._events if event.request_id not in open_ids]
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:
@@ -189,9 +188,9 @@ class Engine:
         given = [self._with_id(request) for request in requests]
         admission = Admission(self.model, self.adapters, self.tokenizer, self.cache_tokens, self._start)
         rows = [admission.rows(request) for request in given]
-        used = {row.id for row in self._all_rows()}
+        used = {row.id for row in self._begun()}
         for own in rows:
-            if own[0].id in used:
+            if own[0].id in used or self._waiting.of(own[0].id):
                 raise UserError(f"there is already a request with the id {own[0].id!r}")
             used.add(own[0].id)
         rows_first = sorted(rows, key=lambda own: (-own[0].limit, -len(own[0].prompt)))
@@ -204,7 +203,7 @@ class Engine:
         running = self._begun()
         slots, longest = len(running), max((row.places for row in running), default=0)
         while self._waiting and slots < self.max_batch_rows:
-            row = self._waiting[0]
+            row = self._waiting.first
             widest = max(longest, row.places)
             if slots and (slots + 1) * widest > self.cache_tokens:
                 break
@@ -217,7 +216,7 @@ class Engine:
                 events += self._drop([row], str(error))
                 continue
             longest = widest
-            self._waiting.popleft()
+            self._waiting.remove([row])
             slots += 1
             key = self._key(row.stack)
             same = next((job for job in self._jobs if job.takes(row, key)), None)
@@ -314,6 +313,9 @@ class Engine:
         """Those that run, are read and wait."""
         return [*self._begun(), *self._waiting]
 
+    def _rows_of(self, request_id: RequestId) -> list[Row]:
+        return [*(row for row in self._begun() if row.id == request_id), *self._waiting.of(request_id)]
+
     def _begun(self) -> list[Row]:
         """Those that run or are read."""
         return [*self._slots.running, *(row for job in self._jobs for row in job.rows)]
@@ -323,6 +325,7 @@ class Engine:
         for row in self._all_rows():
             owners = ((name, *name.partition("@")) for name in row.stack)
             row.stack = tuple(f"{new}{at}{form}" if owner == old else name for name, owner, at, form in owners)
+        self._waiting = Waiting(self._waiting)
         for job in self._jobs:
             key = self._key(job.stack)
             if job.key != key:
@@ -331,7 +334,7 @@ class Engine:
     def _drop(self, rows: Sequence[Row], error: str | None = None) -> list[TokenEvent]:
         """Take rows out wherever they are; gives their last events."""
         gone = {id(row) for row in rows}
-        self._waiting = deque(row for row in self._waiting if id(row) not in gone)
+        self._waiting.remove(rows)
         for job in self._jobs:
             job.rows = [row for row in job.rows if id(row) not in gone]
         self._jobs = [job for job in self._jobs if job.rows]
@@ -341,7 +344,7 @@ class Engine:
     def _end_orphans(self) -> list[TokenEvent]:
         """End the requests whose adapters were taken away from the model."""
         events = []
-        for stack in dict.fromkeys(row.stack for row in self._all_rows() if row.stack):
+        for stack in sorted({*(row.stack for row in self._begun()), *self._waiting.stacks} - {()}):
             try:
                 self.adapters.check_there(stack)
             except UserError as error:
