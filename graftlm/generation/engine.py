@@ -6,7 +6,7 @@ their adapters, and reads on in the prompts that wait, at most ``prefill_tokens`
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Iterable, Sequence
+from collections.abc import Collection, Generator, Hashable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,7 +24,7 @@ from graftlm.generation.prefixes import PrefixStore, chain
 from graftlm.generation.requests import Completion, Request, RequestId, TokenEvent
 from graftlm.generation.rows import Row, choose_tokens
 from graftlm.generation.sampling import RowSettings
-from graftlm.generation.shelf import Shelf
+from graftlm.generation.shelf import Shelf, owner
 from graftlm.generation.slots import Slots
 from graftlm.generation.sources import decoder_start, read_sources, source_token_bytes
 from graftlm.generation.statistics import Statistics
@@ -80,11 +80,11 @@ class Engine:
         self.adapters = Shelf(
             model,
             adapter_bytes,
-            self.prefixes,
             self.statistics,
             running=lambda: {row.stack for row in self._begun()},
             waiting=lambda: self._waiting.stacks,
             reroute=self._reroute,
+            forget=self._forget,
         )
         self._waiting = Waiting()
         self._jobs: list[Job] = []
@@ -138,6 +138,18 @@ class Engine:
         self._events += self._drop(self._rows_of(request_id))
         self.adapters.collect()
 
+    def abandon(self, request_ids: Collection[RequestId]) -> None:
+        """Stop requests whose events nobody wants any more."""
+        self._drop([row for request_id in request_ids for row in self._rows_of(request_id)])
+        self.adapters.collect()
+        self._events = [event for event in self._events if event.request_id not in request_ids]
+
+    def end_all(self, error: str | None = None) -> list[TokenEvent]:
+        """Stop everything: cancelled, or with an error. Gives the last events, and those that no step has given yet."""
+        events, self._events = [*self._events, *self._drop(self._all_rows(), error)], []
+        self.adapters.collect()
+        return events
+
     def stream(self, requests: Request | Iterable[Request]) -> Generator[TokenEvent, None, None]:
         """Run one or more requests and give their events as they come. Leaving the loop cancels what is open.
 
@@ -158,8 +170,7 @@ class Engine:
                             del open_ids[event.request_id]
                     yield event
         finally:
-            self._drop([row for request_id in open_ids for row in self._rows_of(request_id)])
-            self._events = [event for event in self._events if event.request_id not in open_ids]
+            self.abandon(open_ids)
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:
         """Run requests to their end. Completions come in the order of the requests, ``n`` for each.
@@ -224,7 +235,6 @@ class Engine:
                 same.rows.append(row)
             else:
                 self._jobs.append(Job([row], key, [] if row.start else chain(key, row.prompt)))
-
         return events
 
     def _key(self, stack: Stack) -> Hashable:
@@ -323,13 +333,21 @@ class Engine:
     def _reroute(self, old: str, new: str) -> None:
         """Serve the rows of an adapter under another name of it."""
         for row in self._all_rows():
-            owners = ((name, *name.partition("@")) for name in row.stack)
-            row.stack = tuple(f"{new}{at}{form}" if owner == old else name for name, owner, at, form in owners)
+            row.stack = tuple(new + name.removeprefix(old) if owner(name) == old else name for name in row.stack)
         self._waiting = Waiting(self._waiting)
         for job in self._jobs:
             key = self._key(job.stack)
             if job.key != key:
                 job.key, job.blocks = key, []  # nothing will go on from it
+
+    def _forget(self, adapter: str) -> None:
+        """Drop what was computed with an adapter."""
+
+        def with_it(key: Hashable) -> bool:
+            return isinstance(key, tuple) and any(owner(name) == adapter for name, _ in key)
+
+        self.prefixes.forget(with_it)
+        self._slots.forget()
 
     def _drop(self, rows: Sequence[Row], error: str | None = None) -> list[TokenEvent]:
         """Take rows out wherever they are; gives their last events."""

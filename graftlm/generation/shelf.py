@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from graftlm.adapters.routing import RowAdapters, Stack, as_stack
 from graftlm.adapters.virtual import placed
 from graftlm.errors import UserError, unknown_name
 from graftlm.generation.filed import Filed, bytes_of, file_adapter
-from graftlm.generation.prefixes import PrefixStore
 from graftlm.generation.statistics import Statistics
 
 Source = str | Path | Adapter
@@ -33,21 +32,22 @@ class Shelf(AbstractSet[str]):
         self,
         model: AdaptedModel,
         limit: int | None,
-        prefixes: PrefixStore,
         statistics: Statistics,
         *,
         running: Callable[[], set[Stack]],
         waiting: Callable[[], set[Stack]],
         reroute: Callable[[str, str], None],
+        forget: Callable[[str], None],
     ) -> None:
-        """``running`` and ``waiting`` give the stacks of requests; ``reroute`` serves those of one name by another."""
+        """``running`` and ``waiting`` give the stacks of requests; ``reroute`` serves those of one name by another;
+        ``forget`` drops what was computed with an adapter that leaves memory or its name.
+        """
         if limit is not None and limit < 1:
             raise UserError("adapter_bytes must be at least 1, or None for no limit")
         self.limit = limit
         self._model = model
-        self._prefixes = prefixes
         self._statistics = statistics
-        self._running, self._waiting, self._reroute = running, waiting, reroute
+        self._running, self._waiting, self._reroute, self._forget = running, waiting, reroute, forget
         self._files: dict[str, Filed] = {}  # the least recently used first
         self._leaving: set[str] = set()
 
@@ -170,14 +170,6 @@ class Shelf(AbstractSet[str]):
             number += 1
         return version
 
-    def _forget(self, name: str) -> None:
-        """Drop the keys and values that were computed with an adapter."""
-
-        def with_it(key: Hashable) -> bool:
-            return isinstance(key, tuple) and any(_owner(used) == name for used, _ in key)
-
-        self._prefixes.forget(with_it)
-
     # --- memory -----------------------------------------------------------------------------------------------------
 
     def _staying(self) -> set[str]:
@@ -255,7 +247,7 @@ class Shelf(AbstractSet[str]):
         """
         stack = as_stack(adapters)
         for name in stack:
-            if _owner(name) not in self:
+            if owner(name) not in self:
                 raise unknown_name("adapter", name, list(self))
         self.check_there(stack)
         if len(set(stack)) != len(stack):
@@ -269,9 +261,9 @@ class Shelf(AbstractSet[str]):
 
     def adapter(self, name: str) -> Adapter:
         """An adapter or one of its forms; of one that is paged out, the outline."""
-        owner, _, form = name.partition("@")
-        filed = self._files.get(owner)
-        if filed is None or not filed.out or owner in self._model.adapters:
+        whole, _, form = name.partition("@")
+        filed = self._files.get(whole)
+        if filed is None or not filed.out or whole in self._model.adapters:
             return self._model.adapter(name)
         if not form:
             return filed.adapter
@@ -294,10 +286,10 @@ class Shelf(AbstractSet[str]):
         return placed(ids, count, self._model.first_virtual, drop_others=False)
 
 
-def _owner(name: str) -> str:
+def owner(name: str) -> str:
     """The adapter that a form of it, such as ``name@4``, belongs to."""
     return name.partition("@")[0]
 
 
 def _owners(stacks: set[Stack]) -> set[str]:
-    return {_owner(name) for stack in stacks for name in stack}
+    return {owner(name) for stack in stacks for name in stack}

@@ -55,6 +55,10 @@ class Slots:
             self._routing = (state, replace(routing, source=routing) if isinstance(self._table, Tables) else routing)
         return self._routing[1]
 
+    def forget(self) -> None:
+        """Drop what was made of adapters' parameters: some have left."""
+        self._routing, self._versions, self._made = None, {}, {}
+
     def make_room(self) -> None:
         """See that there is a column for the next token."""
         self._table.make_room()

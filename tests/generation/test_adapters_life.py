@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -317,3 +319,16 @@ class TestPaging:
         assert list(engine.adapters) == []
         with pytest.raises(UserError, match="unknown adapter 'a'"):
             engine.submit(requests_of("a")[0])
+
+
+def test_nothing_keeps_what_has_left(model: AdaptedModel) -> None:
+    engine = Engine(model)
+    kept = weakref.ref(model.adapters["lora"])
+    engine.run(requests_of("lora", "dylora", "other", "lora", "other"))  # their factors were stacked
+    engine.submit(requests_of("lora")[0])
+    engine.step()
+    engine.adapters.replace("lora", version(model, "lora", NEW))
+    assert kept() is not None
+    finish(engine)
+    gc.collect()
+    assert kept() is None
