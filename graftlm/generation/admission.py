@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import as_stack
 from graftlm.errors import UserError
+from graftlm.generation.beams import Search, check_beams
 from graftlm.generation.constraints import Constraint, constraints_for
 from graftlm.generation.requests import Request, SamplingSettings
 from graftlm.generation.rows import Row
@@ -21,17 +22,18 @@ from graftlm.generation.text import TextStream
 @dataclass(frozen=True)
 class Admission:
     """What requests are checked against. ``cache_tokens``: how many tokens keys and values are kept for;
-    ``start``: what the decoder of an encoder-decoder begins with.
+    ``max_rows``: how many rows are decoded together; ``start``: what the decoder of an encoder-decoder begins with.
     """
 
     model: AdaptedModel
     adapters: Shelf
     tokenizer: PreTrainedTokenizerBase | None
     cache_tokens: int
+    max_rows: int
     start: tuple[int, ...] = ()
 
     def rows(self, request: Request) -> list[Row]:
-        """Check a request that has an id, and make its rows, one for each sample.
+        """Check a request that has an id, and make its rows, one for each sample or beam.
 
         Raises:
             UserError: an unknown adapter or one that writes no text, an empty prompt, one that fills the context, more
@@ -46,10 +48,7 @@ class Admission:
                 hint="Ask it for labels: graftlm generate FILE --adapter FOLDER --out FILE",
             )
         sampling, tokenizer = request.sampling, self.tokenizer
-        if sampling.num_beams > 1 and sampling.constraint is not None:
-            raise UserError(f"{sampling.constraint} and num_beams are set; allowed: one of them")
-        if sampling.num_beams > 1:
-            raise UserError("num_beams is not supported yet")
+        check_beams(sampling, self.max_rows)
         sampling.check_vocabulary(self.model.vocabulary)
         if sampling.stop and tokenizer is None:
             raise UserError("stop texts need a tokenizer: Engine(model, tokenizer)")
@@ -62,7 +61,7 @@ class Admission:
         stop_ids = self._stop_ids(request)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         assert request.id is not None
-        return [
+        rows = [
             Row(
                 id=request.id,
                 index=index,
@@ -77,8 +76,11 @@ class Admission:
                 start=self.start,
                 constraint=self._constraint(sampling, stop_ids),
             )
-            for index in range(sampling.n)
+            for index in range(max(sampling.n, sampling.num_beams))
         ]
+        if sampling.num_beams > 1:
+            Search(rows)
+        return rows
 
     def _constraint(self, sampling: SamplingSettings, stop_ids: frozenset[int]) -> Constraint | None:
         """The state of one answer's constraint, at its beginning."""
@@ -111,11 +113,13 @@ class Admission:
             raise UserError(problem, hint=f"Shorten it to at most {max(0, most - virtual):,} tokens.")
         if room < 1:
             raise UserError(f"the context {whose} is {context:,}: there is no room for an answer")
-        places = length + len(self.start) + min(request.sampling.max_new_tokens, room)
+        beams = request.sampling.num_beams
+        places = beams * (length + len(self.start) + min(request.sampling.max_new_tokens, room))
         if places > self.cache_tokens:
+            each = f"for each of {beams} beams, " if beams > 1 else ""
             raise UserError(
-                f"the request needs keys and values of {places:,} tokens ({length:,} of its prompt and "
-                f"{places - length:,} new ones), but there is memory for {self.cache_tokens:,}",
+                f"the request needs keys and values of {places:,} tokens ({each}{length:,} of its prompt and "
+                f"{places // beams - length:,} new ones), but there is memory for {self.cache_tokens:,}",
                 hint="Lower max_new_tokens, shorten the prompt, or raise cache_tokens.",
             )
         return prompt, virtual, room

@@ -8,7 +8,7 @@ column is used, the table is moved back to the left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -148,13 +148,17 @@ class Columns(Cache):
         lengths = [self.lengths[slot] for slot in slots]
         copied = {n: slot for n, slot in enumerate(slots) if n != slot}
         if copied:
-            to, source = list(copied), list(copied.values())
-            begin = self.column - max(self.lengths[slot] for slot in source)
-            for layer in self.own:
-                for table in layer.tables():
-                    table[to, :, begin : self.column] = table[source, :, begin : self.column]
+            self.copy(copied, max(self.lengths[slot] for slot in copied.values()))
         self.lengths = lengths
         self._settle()
+
+    def copy(self, moves: Mapping[int, int], newest: int) -> None:
+        """Slots get what the slots that ``moves`` names for them hold, all at once: their ``newest`` tokens."""
+        to, source = list(moves), list(moves.values())
+        begin = self.column - newest
+        for layer in self.own:
+            for table in layer.tables():
+                table[to, :, begin : self.column] = table[source, :, begin : self.column]
 
     def piece(self, slot: int) -> Piece:
         """The keys and values of a slot, as a view of the table."""

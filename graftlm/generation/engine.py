@@ -18,12 +18,12 @@ from graftlm.adapters.routing import Stack
 from graftlm.base.memory import available_memory, is_out_of_memory
 from graftlm.errors import UserError
 from graftlm.generation.admission import Admission
+from graftlm.generation.beams import choose_or_search
 from graftlm.generation.cache import Piece, token_bytes
 from graftlm.generation.prefill import Job, plan, read
 from graftlm.generation.prefixes import PrefixStore, chain
 from graftlm.generation.requests import Completion, Request, RequestId, TokenEvent
-from graftlm.generation.rows import Row, choose_tokens
-from graftlm.generation.sampling import RowSettings
+from graftlm.generation.rows import Row
 from graftlm.generation.shelf import Shelf, owner
 from graftlm.generation.slots import Slots
 from graftlm.generation.sources import decoder_start, read_sources, source_token_bytes
@@ -197,7 +197,9 @@ class Engine:
     def _submit(self, requests: Sequence[Request]) -> list[RequestId]:
         """All of them or none. The longest first, so that none is left over at the end and memory peaks early."""
         given = [self._with_id(request) for request in requests]
-        admission = Admission(self.model, self.adapters, self.tokenizer, self.cache_tokens, self._start)
+        admission = Admission(
+            self.model, self.adapters, self.tokenizer, self.cache_tokens, self.max_batch_rows, self._start
+        )
         rows = [admission.rows(request) for request in given]
         used = {row.id for row in self._begun()}
         for own in rows:
@@ -215,8 +217,8 @@ class Engine:
         slots, longest = len(running), max((row.places for row in running), default=0)
         while self._waiting and slots < self.max_batch_rows:
             row = self._waiting.first
-            widest = max(longest, row.places)
-            if slots and (slots + 1) * widest > self.cache_tokens:
+            widest, together = max(longest, row.places), len(row.together)
+            if slots and (slots + together > self.max_batch_rows or (slots + together) * widest > self.cache_tokens):
                 break
             try:
                 if not self.adapters.bring(row.stack):
@@ -224,17 +226,18 @@ class Engine:
             except Exception as error:
                 if not isinstance(error, UserError) and not is_out_of_memory(error):
                     raise
-                events += self._drop([row], str(error))
+                events += self._drop(row.together, str(error))
                 continue
             longest = widest
-            self._waiting.remove([row])
-            slots += 1
+            rows = list(row.together)
+            self._waiting.remove(rows)
+            slots += together
             key = self._key(row.stack)
             same = next((job for job in self._jobs if job.takes(row, key)), None)
             if same is not None:
-                same.rows.append(row)
+                same.rows += rows
             else:
-                self._jobs.append(Job([row], key, [] if row.start else chain(key, row.prompt)))
+                self._jobs.append(Job(rows, key, [] if row.start else chain(key, row.prompt)))
         return events
 
     def _key(self, stack: Stack) -> Hashable:
@@ -253,15 +256,16 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             largest = max(rows, key=lambda row: row.position)
-            return self._drop([largest], _no_memory((*largest.prompt, *largest.tokens), error))
+            return self._drop(largest.together, _no_memory((*largest.prompt, *largest.tokens), error))
         self._count(len(rows))
-        events = choose_tokens(rows, self._slots.settings, logits)
-        done = [slot for slot, event in enumerate(events) if event.completion is not None]
+        chosen = choose_or_search(rows, self._slots.settings, logits)
         if self.keep_answers and not self._start:
-            for slot in done:
-                self._keep(rows[slot], self._slots.piece(slot))
-        self._slots.leave(done)
-        return events
+            for slot in chosen.done:
+                if rows[slot].search is None:  # a beam's answer may have ended in another slot
+                    self._keep(rows[slot], self._slots.piece(slot))
+        self._slots.reorder(chosen.moves, chosen.depth)
+        self._slots.leave(chosen.done)
+        return chosen.events
 
     def _keep(self, row: Row, piece: Piece) -> None:
         """Keep what was computed of a row for requests that go on from its answer."""
@@ -304,18 +308,17 @@ class Engine:
         if not rows:
             return []
         which = torch.tensor([number for number, job in enumerate(result.done) for _ in job.rows])
-        settings = RowSettings.of([row.sampling for row in rows], self.model.device)
-        events = choose_tokens(rows, settings, result.logits[which.to(result.logits.device)])
+        chosen = choose_or_search(rows, None, result.logits[which.to(result.logits.device)])
         for job in result.done:
             assert job.piece is not None
             self.prefixes.add(job.key, job.prompt, job.blocks, job.piece)
         joining = [
             (row, piece)
-            for row, event, number in zip(rows, events, which.tolist(), strict=True)
-            if event.completion is None and (piece := result.done[number].piece) is not None
+            for place, (row, number) in enumerate(zip(rows, which.tolist(), strict=True))
+            if place not in chosen.done and (piece := result.done[number].piece) is not None
         ]
         self._slots.join(joining)
-        return events
+        return chosen.events
 
     # --- rows come and go -------------------------------------------------------------------------------------------
 
@@ -357,7 +360,8 @@ class Engine:
             job.rows = [row for row in job.rows if id(row) not in gone]
         self._jobs = [job for job in self._jobs if job.rows]
         self._slots.remove(gone)
-        return [row.cancel() if error is None else row.fail(error) for row in rows]
+        answers = [row for row in rows if row.index < row.sampling.n]  # there may be more beams than answers
+        return [row.cancel() if error is None else row.fail(error) for row in answers]
 
     def _end_orphans(self) -> list[TokenEvent]:
         """End the requests whose adapters were taken away from the model."""

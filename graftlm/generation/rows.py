@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,13 +15,18 @@ from graftlm.generation.requests import Completion, FinishReason, RequestId, Sam
 from graftlm.generation.sampling import Allowed, RowSettings, choose, top_log_probs, uniform
 from graftlm.generation.text import TextStream
 
+if TYPE_CHECKING:
+    from graftlm.generation.beams import Search
+
 
 @dataclass(eq=False)
 class Row:
     """A running request, or one of its samples (``index``).
 
-    ``prompt``: with the virtual tokens of its adapters, ``added`` of which were put in front. ``start``: what the decoder
-    of an encoder-decoder begins with, whose encoder reads the prompt. ``room``: how many tokens the context has left.
+    ``prompt``: with the virtual tokens of its adapters, ``added`` of which were put in front. ``start``: what the
+    decoder of an encoder-decoder begins with, whose encoder reads the prompt. ``room``: how many tokens the context has
+    left.
+    ``search``: the beam search that it is a beam of; there are more beams than answers, and those give no events.
     """
 
     id: RequestId
@@ -39,6 +45,7 @@ class Row:
     log_probs: list[float] = field(default_factory=list)
     top_log_probs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     prompt_log_probs: list[float | None] | None = None
+    search: Search | None = field(default=None, repr=False, compare=False)
 
     @property
     def limit(self) -> int:
@@ -59,6 +66,11 @@ class Row:
     def history(self) -> tuple[int, ...]:
         """The tokens that it goes on from, as penalties count them: in an encoder-decoder, the decoder's."""
         return (*(self.start or self.prompt), *self.tokens)
+
+    @property
+    def together(self) -> list[Row]:
+        """The rows that come and go with it: all beams of its search, or itself."""
+        return [self] if self.search is None else self.search.rows
 
     @property
     def position(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -110,6 +110,11 @@ class Slots:
         return any(
             self.rows[next_to].stack == stack for next_to in (slot - 1, slot + 1) if 0 <= next_to < len(self.rows)
         )
+
+    def reorder(self, moves: Mapping[int, int], newest: int) -> None:
+        """Let beams go on from others: slots get the ``newest`` tokens of the slots that are named for them."""
+        if moves:
+            self._table.copy(moves, newest)
 
     def leave(self, slots: Sequence[int]) -> None:
         """Free slots; those that no row takes before :meth:`close_up` are closed up then."""

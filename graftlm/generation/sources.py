@@ -6,7 +6,7 @@ decoder's tokens. Both tables have the same slots; sources do not grow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,10 @@ class Tables(EncoderDecoderCache):
         """Slot n becomes what slot ``slots[n]`` is; those that are not named go."""
         self.own.compact(slots)
         self.source.compact(slots)
+
+    def copy(self, moves: Mapping[int, int], newest: int) -> None:
+        """As :meth:`Columns.copy`; beams have one source."""
+        self.own.copy(moves, newest)
 
     def piece(self, slot: int) -> SourcePiece:
         """What a slot holds, as a view of the tables."""
