@@ -25,8 +25,7 @@ class Row:
 
     ``prompt``: with the virtual tokens of its adapters, ``added`` of which were put in front. ``start``: what the
     decoder of an encoder-decoder begins with, whose encoder reads the prompt. ``room``: how many tokens the context has
-    left.
-    ``search``: the beam search that it is a beam of; there are more beams than answers, and those give no events.
+    left. ``search``: the beam search that it is a beam of; those beyond the number of answers give no events.
     """
 
     id: RequestId
