@@ -22,14 +22,21 @@ Stamp = tuple[tuple[str, int, int], ...]
 class Filed:
     """An adapter that was read from ``folder``, when its files had ``stamp``.
 
-    ``adapter`` is the one that is attached, or, while ``out``, its outline: the same without numbers.
+    ``adapter`` is the one that is attached, with the sum of its parameters' ``versions`` as it was read; or, while
+    ``out``, its outline: the same without numbers.
     """
 
     folder: Path
     stamp: Stamp
     adapter: Adapter
     bytes: int
+    versions: int
     out: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether its parameters were written to since they were read: the folder has them no more."""
+        return not self.out and _versions(self.adapter) != self.versions
 
     def page_out(self, model: AdaptedModel, name: str) -> None:
         """Take it out of the model."""
@@ -49,6 +56,7 @@ class Filed:
             model.remove(name)
             raise
         self.adapter, self.out = model.adapters[name], False
+        self.versions = _versions(self.adapter)
 
     def _check(self, name: str) -> None:
         found = stamp_of(self.folder)
@@ -73,7 +81,7 @@ def file_adapter(model: AdaptedModel, folder: Path, name: str) -> Filed:
     if stamp_of(folder) != stamp:
         model.remove(name)
         raise UserError(f"{folder} was written to while it was read", hint="Try again when it is complete.")
-    return Filed(folder, stamp, adapter, bytes_of(adapter))
+    return Filed(folder, stamp, adapter, bytes_of(adapter), _versions(adapter))
 
 
 def read_into(model: AdaptedModel, folder: Path, name: str) -> None:
@@ -100,6 +108,10 @@ def bytes_of(adapter: Adapter) -> int:
     """How much memory an adapter's numbers take."""
     tensors = {id(tensor): tensor for tensor in (*adapter.parameters(), *adapter.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _versions(adapter: Adapter) -> int:
+    return sum(parameter._version for parameter in adapter.parameters())
 
 
 def outline(adapter: Adapter) -> Adapter:

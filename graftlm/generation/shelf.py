@@ -76,9 +76,9 @@ class Shelf(AbstractSet[str]):
         return frozenset(name for name, filed in self._files.items() if filed.out)
 
     def _sync(self) -> None:
-        """Forget the folders of names that were given to other adapters without us."""
+        """Forget folders that no longer hold what is there: another adapter has the name, or it was trained."""
         for name, filed in list(self._files.items()):
-            if self._model.adapters.get(name) is not (None if filed.out else filed.adapter):
+            if self._model.adapters.get(name) is not (None if filed.out else filed.adapter) or filed.changed:
                 del self._files[name]
 
     # --- what comes and goes ----------------------------------------------------------------------------------------

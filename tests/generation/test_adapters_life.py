@@ -312,6 +312,20 @@ class TestPaging:
         assert tokens(done, [new]) == expected(small.model, [new])
         assert set(engine.adapters) == {"a", "b"}
 
+    def test_what_was_trained_on_stays(self, folders: Callable[..., Path], tmp_path: Path) -> None:
+        small = self.engine(None)
+        small.adapters.add("a", folders("lora", 1))
+        engine = self.engine(small.adapters.bytes)
+        engine.adapters.add("a", folders("lora", 1))
+        with torch.no_grad():
+            for parameter in engine.model.adapter("a").parameters():
+                parameter.mul_(2)
+        with pytest.raises(UserError, match="not from a folder"):
+            engine.adapters.add("b", folders("lora", 2))
+        engine.adapters.replace("a", engine.model.save("a", tmp_path / "trained"))
+        engine.adapters.add("b", folders("lora", 2))
+        assert engine.adapters.paged_out == {"a"}
+
     def test_taken_away_from_the_model_directly(self, folders: Callable[..., Path]) -> None:
         engine = self.engine(None)
         engine.adapters.add("a", folders("lora", 1))

@@ -14,7 +14,7 @@ import torch
 
 from graftlm import AdaptedModel, LoRA
 from graftlm.errors import UserError
-from graftlm.generation import AsyncEngine, Completion, Engine, Request, TokenEvent
+from graftlm.generation import AsyncEngine, Completion, Engine, Request, SamplingSettings, TokenEvent
 from tests.families import make_base, randomise
 from tests.generation.test_batching import prompt_of, sampled
 
@@ -71,6 +71,17 @@ def test_samples_come_in_order(llama: AdaptedModel) -> None:
 
     found = asyncio.run(main())
     assert [(c.index, c.token_ids) for c in found] == [(c.index, c.token_ids) for c in expected]
+
+
+def test_beams_complete(llama: AdaptedModel) -> None:
+    request = Request(prompt_of(6), "a", SamplingSettings(max_new_tokens=6, num_beams=3, n=2, stop_ids=()))
+    expected = Engine(llama).run([request])
+
+    async def main() -> list[Completion]:
+        async with AsyncEngine(Engine(llama)) as engine:
+            return await engine.complete(request)
+
+    assert [c.token_ids for c in asyncio.run(main())] == [c.token_ids for c in expected]
 
 
 def test_from_several_loops_and_threads(llama: AdaptedModel) -> None:
