@@ -16,7 +16,7 @@ import torch
 from graftlm import AdaptedModel, LoRA
 from graftlm.adapters.method import Adapter
 from graftlm.errors import UserError
-from graftlm.generation import Completion, Engine, Request
+from graftlm.generation import Completion, Engine, Request, SamplingSettings
 from graftlm.generation.filed import bytes_of, outline
 from tests.adapters.grid import model_with_all
 from tests.families import make_base, randomise
@@ -96,6 +96,37 @@ def test_replaced_while_it_runs_is_read_and_waits(model: AdaptedModel, name: str
     assert set(model.adapters) == {*KINDS, "other"}  # the old version has gone
     again = Engine(model).run(new)
     assert [completion.token_ids for completion in again] == tokens(done, new)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama", "lora"), ("llama", "prompt"), ("t5", "lora"), ("bart", "prefix")]
+)
+def test_replaced_while_beams_run_also_in_encoder_decoders(family: str, kind: str) -> None:
+    model = AdaptedModel(make_base(family, dtype=torch.float64))
+    model.attach(kind, version(model, kind, OLD))
+    beams = SamplingSettings(max_new_tokens=9, num_beams=3, n=2, stop_ids=())
+    old = [Request(prompt_of(9), kind, sampling, id=n) for n, sampling in enumerate((beams, sampled(9), beams))]
+    before = [[c.token_ids for c in Engine(model).run([request])] for request in old]
+    engine = Engine(model, max_batch_rows=4)
+    done: dict[Any, list[Any]] = {}
+    events = []
+    for request in old:
+        engine.submit(request)
+    events += engine.step() + engine.step() + engine.step()
+    engine.adapters.replace(kind, version(model, kind, NEW))
+    new = [replace(request, id=f"new {request.id}") for request in old]
+    for request in new:
+        engine.submit(request)
+    while engine.busy:
+        events += engine.step()
+    for event in events:
+        if event.completion is not None:
+            done.setdefault(event.request_id, []).append((event.index, event.completion.token_ids))
+    found = [[ids for _, ids in sorted(done[request.id])] for request in (*old, *new)]
+    assert found[:3] == before
+    assert found[3:] == [[c.token_ids for c in Engine(model).run([request])] for request in new]
+    assert found[3:] != before
+    assert set(model.adapters) == {kind}
 
 
 @pytest.mark.parametrize("kind", ["lora", "prefix", "prompt"])
