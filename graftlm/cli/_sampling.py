@@ -13,6 +13,7 @@ from graftlm.errors import UserError
 
 if TYPE_CHECKING:
     from graftlm.adapters.model import AdaptedModel
+    from graftlm.generation.requests import SamplingSettings
 
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; higher is more varied.")]
@@ -117,3 +118,18 @@ def read_constraint(path: Path | None, option: str) -> str | None:
     if not text.strip():
         raise UserError(f"{option} {path}: the file is empty")
     return text
+
+
+def check_constraint(sampling: SamplingSettings, model: AdaptedModel) -> None:
+    """See that the answer's form can be met, before anything is asked for.
+
+    Raises:
+        UserError: it is wrong in itself, or nothing can meet it.
+    """
+    kind = sampling.constraint
+    if kind is None:
+        return
+    from graftlm.generation.constraints import constraints_for
+
+    assert model.tokenizer is not None
+    constraints_for(model.tokenizer, model.vocabulary).compile(kind, getattr(sampling, kind), ())

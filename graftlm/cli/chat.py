@@ -29,6 +29,7 @@ from graftlm.cli._sampling import (
     Temperature,
     TopK,
     TopP,
+    check_constraint,
     parse_biases,
     read_constraint,
     read_schema,
@@ -109,6 +110,7 @@ def chat(
     for note in opened.notes:
         errors.print(f"[yellow]note:[/] {escape(note)}")
     sampling = replace(sampling, logit_bias=token_biases(biases, opened.model))
+    check_constraint(sampling, opened.model)
     talk = Chat.of(_who_write(opened), sampling, system)
     if use is not None:
         talk.answering = (opened.speaker(use),)

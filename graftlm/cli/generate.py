@@ -37,6 +37,7 @@ from graftlm.cli._sampling import (
     Temperature,
     TopK,
     TopP,
+    check_constraint,
     parse_biases,
     read_constraint,
     read_schema,
@@ -163,6 +164,7 @@ def generate(
     for note in opened.notes:
         errors.print(f"[yellow]note:[/] {escape(note)}")
     sampling = replace(sampling, logit_bias=token_biases(biases, opened.model))
+    check_constraint(sampling, opened.model)
     speakers = opened.adapters if opened.adapters and not with_base else opened.speakers
     _check_speakers(opened, speakers)
     work = _plan(opened, speakers, prompts, sampling, done, file)
@@ -190,9 +192,9 @@ def generate(
         errors.print(f"\nstopped; what is done is in {out}. To go on: the same command with --resume", markup=False)
         raise typer.Exit(130) from None
     write_answers(out, list(work.records.values()))
-    _print_end(out, work, kept)
     if not kept and not any(answered(record) for record in work.records.values()):
         raise _nothing(file, work)
+    _print_end(out, work, kept)
 
 
 def _nothing(file: str, work: _Work) -> UserError:
@@ -378,8 +380,9 @@ def _print_end(out: Path, work: _Work, kept: int) -> None:
     before = f", {kept:,} were there" if kept else ""
     listed = f" ({', '.join(parts)})" if parts else ""
     errors.print(f"{new:,} answers{listed}{before}", markup=False)
-    for record in failed[:5]:
-        errors.print(f"[yellow]no answer[/] to row {record['row']}: {escape(record['error'])}")
-    if len(failed) > 5:
-        errors.print(f'[yellow]no answer[/] to {len(failed) - 5:,} more; see "error" in the file')
+    told = list(dict.fromkeys(f"to row {record['row']}: {record['error']}" for record in failed))  # samples fail alike
+    for line in told[:5]:
+        errors.print(f"[yellow]no answer[/] {escape(line)}")
+    if len(told) > 5:
+        errors.print(f'[yellow]no answer[/] to {len(told) - 5:,} more; see "error" in the file')
     console.print(str(out), markup=False, soft_wrap=True)

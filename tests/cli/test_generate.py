@@ -68,7 +68,18 @@ def test_log_probabilities(cli: Cli, prompts: Path, tmp_path: Path):
         assert record["prompt"] in "".join(entry["token"] for entry in of_prompt)
 
 
-def test_biases_by_text_and_by_id(cli: Cli, prompts: Path, tmp_path: Path):
+def test_forms_biases_and_tokens(cli: Cli, prompts: Path, tmp_path: Path):
+    assert cli("generate", prompts, "--out", "yes.jsonl", "--regex", "yes|no").code == 0
+    assert {record["answer"] for record in records(tmp_path / "yes.jsonl")} <= {"yes", "no"}
+    (tmp_path / "rule.lark").write_text('start: "red" " "? "cat"\n')
+    assert cli("generate", prompts, "--out", "red.jsonl", "--grammar", "rule.lark").code == 0
+    assert {record["answer"] for record in records(tmp_path / "red.jsonl")} <= {"redcat", "red cat"}
+    assert "cat" in cli("chat", "-m", "Hello", "--grammar", "rule.lark").out
+    assert cli("generate", prompts, "--out", "cat.jsonl", "--logit-bias", " cat=100", "--max-new-tokens", "3").code == 0
+    assert {record["answer"] for record in records(tmp_path / "cat.jsonl")} == {"cat cat cat"}
+
+
+def test_wrong_biases(cli: Cli, prompts: Path, tmp_path: Path):
     for text, part in [
         ("x", "allowed: TOKEN=BIAS"),
         ("=3", "allowed: TOKEN=BIAS"),
@@ -98,11 +109,14 @@ def test_biases_by_text_and_by_id(cli: Cli, prompts: Path, tmp_path: Path):
         (["--json-schema", "broken.json"], "--json-schema broken.json: broken JSON"),
         (["--grammar", "empty.lark"], "--grammar empty.lark: the file is empty"),
         ([part for n in range(65) for part in ("--stop", f"<{n}>")], "stop has 65 texts; allowed: at most 64"),
+        (["--json-schema", "never.json"], "the JSON schema can never be met"),
+        (["--regex", "[yes"], "the regular expression is not right"),
         (["--adapter", "nowhere"], "there is no adapter folder nowhere"),
     ],
 )
 def test_wrong_options(cli: Cli, prompts: Path, tmp_path: Path, options: list[str], part: str):
     (tmp_path / "broken.json").write_text('{"type": ')
+    (tmp_path / "never.json").write_text('{"allOf": [{"type": "string"}, {"type": "integer"}]}')
     (tmp_path / "empty.lark").write_text("\n")
     (tmp_path / "grammar.lark").write_text('start: "a"\n')
     ended = cli("generate", prompts, "--out", "out.jsonl", *options)
