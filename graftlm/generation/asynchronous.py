@@ -1,4 +1,4 @@
-"""The engine for asyncio and for several threads: a worker thread makes all steps, and sleeps while nothing is asked."""
+"""The engine for asyncio and for several threads: a worker thread makes all steps, and sleeps in between."""
 
 from __future__ import annotations
 

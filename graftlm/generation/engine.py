@@ -1,7 +1,8 @@
 """The engine: requests in, tokens out; every adapter of every kind from one copy of the base.
 
 Rows join and leave at any step. A step makes one token for every row that runs, in one pass of the model whatever
-their adapters, and reads on in the prompts that wait, at most ``prefill_tokens`` of them, so that others keep streaming.
+their adapters, and reads on in the prompts that wait, at most ``prefill_tokens`` of them, so that others keep
+streaming.
 """
 
 from __future__ import annotations
