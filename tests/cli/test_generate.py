@@ -44,6 +44,30 @@ def test_samples_are_lines_of_their_own(cli: Cli, prompts: Path, tmp_path: Path)
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "three.jsonl").read_bytes()
 
 
+def test_beams_are_samples_the_best_first(cli: Cli, prompts: Path, tmp_path: Path):
+    options = ["--beams", "3", "--max-new-tokens", "5", "--log-probs"]
+    assert cli("generate", prompts, "--out", "two.jsonl", "--n", "2", *options).code == 0
+    assert cli("generate", prompts, "--out", "one.jsonl", *options).code == 0
+    two = records(tmp_path / "two.jsonl")
+    assert [record["answer"] for record in two[::2]] == [r["answer"] for r in records(tmp_path / "one.jsonl")]
+    means = [sum(entry["log_prob"] for entry in record["log_probs"]) / record["tokens"] for record in two]
+    assert all(first >= second for first, second in zip(means[::2], means[1::2], strict=True))
+    # All beams of a prompt fail together, and the others go on.
+    ended = cli("generate", prompts, "--out", "few.jsonl", "--n", "2", *options, "--batch-tokens", "60")
+    assert ended.code == 0
+    few = records(tmp_path / "few.jsonl")
+    assert [record["finish_reason"] == "error" for record in few] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
 def test_missing_samples_are_added(cli: Cli, prompts: Path, tmp_path: Path):
     out = tmp_path / "out.jsonl"
     assert cli("generate", prompts, "--out", out, *SAMPLED).code == 0
