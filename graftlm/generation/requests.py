@@ -54,7 +54,7 @@ _REAL: dict[str, tuple[Callable[[float], bool], str]] = {
 class SamplingSettings:
     """How the next token is chosen, and when to stop.
 
-    The order is that of transformers: repetition penalty, frequency and presence penalty, ``logit_bias``, constraint,
+    The order is that of transformers: ``logit_bias``, repetition penalty, frequency and presence penalty, constraint,
     ``temperature``, ``top_k``, ``top_p``, ``min_p``, each on what the one before left. ``temperature`` 0 is greedy, and
     truncation changes nothing then; ``top_k`` 0, ``top_p`` 1, ``min_p`` 0, ``repetition_penalty`` 1 are off. The
     repetition penalty counts prompt and answer. For a token that occurs ``count`` times in the answer so far,
