@@ -22,7 +22,7 @@ def build_optimizer(
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter, scale in zip(parameters, scales or [1.0] * len(parameters), strict=True):
         groups.setdefault(scale, []).append(parameter)
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": members, "scale": scale} for scale, members in groups.items()],
         lr=settings.learning_rate,
         betas=settings.betas,
@@ -30,6 +30,14 @@ def build_optimizer(
         weight_decay=settings.weight_decay,
         fused=True,
     )
+    optimizer.register_step_post_hook(_count_versions)
+    return optimizer
+
+
+def _count_versions(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """The fused step writes to parameters without counting it; whoever keeps what was made with them must know."""
+    for group in optimizer.param_groups:
+        torch.autograd.graph.increment_version(group["params"])
 
 
 def learning_rate(settings: AdapterTraining, step: int, total: int) -> float:
