@@ -1,7 +1,7 @@
 """Positions in the decoder of an encoder-decoder whose own module numbers them by what is cached (BART).
 
-It counts all rows alike. Here a row's positions are its own: they begin with its first real token, wherever padding puts
-it, and a prefix shifts them, as if its keys and values were cached.
+It counts all rows alike. Here a row's positions are its own: they begin with its first real token, wherever padding
+puts it, and a prefix shifts them, as if its keys and values were cached.
 """
 
 from __future__ import annotations

@@ -235,16 +235,19 @@ def _two_sequences(
 
 
 def render_source(
-    template: ChatTemplate, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
 ) -> tuple[int, ...]:
-    """The ids that an encoder-decoder reads of a conversation to answer, as in training.
+    """The ids that an encoder-decoder reads of a conversation to answer, as in training; cut to ``max_length``.
 
     Raises:
         UserError: the template has no place for these messages.
     """
     counts = RowCounts()
     instance = Instance((*messages, Message("assistant", "")), "", 1)
-    for _, row in _two_sequences(template, tokenizer, 0, None).rows([instance], counts):
+    for _, row in _two_sequences(template, tokenizer, 0, max_length).rows([instance], counts):
         return tuple(row.source_ids or ())
     raise UserError(f"the template '{template.name}' cannot render this prompt: {', '.join(counts.dropped)}")
 

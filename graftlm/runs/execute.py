@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from graftlm.adapters.decoder_positions import positions_are_unknown
 from graftlm.adapters.merge import can_be_merged
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Stack
 from graftlm.base.files import write_json, write_text
 from graftlm.base.memory import peak_memory, reset_peak_memory
-from graftlm.data.instances import Instance
+from graftlm.data.instances import Instance, Message
+from graftlm.data.labelled import render_source
+from graftlm.data.templates import ChatTemplate
 from graftlm.evaluation.frequency import frequency_scores
 from graftlm.evaluation.rank_charts import RankScore
 from graftlm.evaluation.report import AdapterReport, Example, RunReport, write_report
@@ -179,7 +182,8 @@ def _metrics(progress: Progress, before: list[RowScore], after: list[RowScore]) 
 
 def _examples(run: PreparedRun) -> dict[str, list[Example]]:
     """What each adapter makes of some of its held-out prompts: answers beside the base's, or the labels of its head."""
-    written = _answers(run, [task for task in run.tasks if run.model.kind == "decoder" and not _classes(run, task)])
+    writes = run.model.kind != "encoder" and not positions_are_unknown(run.model.base)
+    written = _answers(run, [task for task in run.tasks if writes and not _classes(run, task)])
     return {task.adapter: written.get(task.adapter) or _labels(run, task) for task in run.tasks}
 
 
@@ -218,9 +222,9 @@ def _answers(run: PreparedRun, tasks: Sequence[Task]) -> dict[str, list[Example]
         limit = min(ANSWER_TOKENS, 2 * longest + 16)  # enough to see an answer that does not end
         sampling = SamplingSettings(max_new_tokens=limit, temperature=0.0, stop_ids=stop_ids)
         for instance in chosen[task.adapter]:
-            prompt = template.render_prompt(instance.messages[:-1], run.tokenizer)
             for stack in (task.under, task.stack):
-                requests.append(Request(_with_room(run.model, prompt, stack), stack or None, sampling))
+                prompt = _prompt(run, template, instance.messages[:-1], stack)
+                requests.append(Request(prompt, stack or None, sampling))
     once = list(dict.fromkeys(requests))  # many adapters, one base: its answers are the same for all of them
     completions = dict(zip(once, Engine(run.model).run(once), strict=True))
     answers = iter(completions[request] for request in requests)
@@ -235,6 +239,15 @@ def _answers(run: PreparedRun, tasks: Sequence[Task]) -> dict[str, list[Example]
         ]
         for task in tasks
     }
+
+
+def _prompt(run: PreparedRun, template: ChatTemplate, messages: Sequence[Message], stack: Stack) -> tuple[int, ...]:
+    """What a stack goes on from, cut where it is too long: a source behind, as in training, a prompt in front."""
+    model = run.model
+    if model.kind != "encoder-decoder":
+        return _with_room(model, template.render_prompt(messages, run.tokenizer), stack)
+    source = render_source(template, messages, run.tokenizer, model.context_length - model.virtual_length(stack))
+    return model.with_virtual_tokens(source, stack, drop_others=True)
 
 
 def _with_room(model: AdaptedModel, prompt: Sequence[int], stack: Stack) -> tuple[int, ...]:

@@ -8,19 +8,31 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForSeq2SeqLM
 
 from graftlm import AdaptedModel, LoRA, Prefix, Prompt
 from graftlm.adapters.merge import export_merged
 from graftlm.errors import UserError
 from graftlm.generation import Engine, Request, SamplingSettings
 from tests.adapters.grid import model_with_all
-from tests.families import ENCODER_DECODERS, add_random, make_base
+from tests.families import ENCODER_DECODERS, VOCABULARY, add_random, make_base
 from tests.generation.test_batching import prompt_of, sampled, tokens_of
 
 FAMILIES = tuple(ENCODER_DECODERS)
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "init_std": 0.15,
+    "max_position_embeddings": 64,
+}
 
 
 def greedy(new: int = 9, stop: tuple[int, ...] = (2,), **more: Any) -> SamplingSettings:
@@ -67,7 +79,7 @@ def test_greedy_text_is_that_of_the_merged_model(
 ) -> None:
     model = family_model(family)
     export_merged(model, ["a", "b"], tmp_path / "merged")
-    merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged", dtype=model.dtype)
+    merged = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged", dtype=model.dtype)
     requests = [Request(prompt_of(4 + n, n), ("a", "b"), greedy(12)) for n in range(5)]
     for request, tokens in zip(requests, tokens_of(Engine(model).run(requests)), strict=True):
         assert tokens == generated(merged, request.prompt_ids, 12)
@@ -153,6 +165,22 @@ def test_whenever_requests_come_they_get_the_same(
     for _, request in requests:
         assert done[request.id] == Engine(model).run([request])[0].token_ids
     assert not engine.busy
+
+
+@pytest.mark.parametrize("family", ["Marian", "Pegasus", "M2M100"])
+def test_rows_of_all_ages_where_families_number_positions_in_their_own_ways(family: str) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        **SMALL, pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2
+    )
+    model = AdaptedModel(transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float64))
+    add_random(model, {"a": LoRA(rank=2), "b": Prefix(length=5, projection=False)})
+    requests = [
+        Request(prompt_of(3 + n, n), (None, "a", "b")[n % 3], sampled(3 + 5 * n % 14, seed=n)) for n in range(8)
+    ]
+    for request, completion in zip(requests, Engine(model, max_batch_rows=3).run(requests), strict=True):
+        expected = scored(model, request, (2,), completion.token_ids)
+        assert completion.log_probs == pytest.approx(expected, abs=1e-7)
 
 
 def test_samples_of_a_source_read_it_once(family_model: Callable[[str], AdaptedModel]) -> None:

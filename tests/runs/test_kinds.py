@@ -122,6 +122,7 @@ def test_a_run_on_an_encoder_decoder(tmp_path: Path) -> None:
     _, out, said = carry_out(recipe_of(tmp_path, str(folder), {"a": {"rank": 4}}, epochs=8), tmp_path)
     metrics = json.loads((out.adapters / "a" / "graftlm.json").read_text())["metrics"]
     assert "texts of an encoder-decoder" in said
+    assert out.report.read_text().count('<article class="card example">') == 8
     assert metrics["held_out_loss"] < 0.7 * metrics["base_loss"]
     opened = open_adapters([out.adapters / "a"], device="cpu")
     check = export_merged(opened.model, ["a"], tmp_path / "merged")
