@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from graftlm.adapters.routing import Call
 from graftlm.base.loading import context_length
 
+_CACHED = ("cache_length", "past_key_values_length")  # what the argument is called, by version of transformers
+
 
 def position_embedding(model: PreTrainedModel) -> nn.Module | None:
     """The module that numbers the decoder's positions, in an encoder-decoder that has one and counts what is cached."""
@@ -26,8 +28,13 @@ def position_embedding(model: PreTrainedModel) -> nn.Module | None:
         return None
     decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
     embedding = getattr(decoder, "embed_positions", None)
-    counts = embedding is not None and "cache_length" in inspect.signature(type(embedding).forward).parameters
-    return embedding if counts else None
+    return embedding if embedding is not None and _cached_name(embedding) is not None else None
+
+
+def _cached_name(embedding: nn.Module) -> str | None:
+    """The argument that says how many tokens are cached, if there is one."""
+    parameters = inspect.signature(type(embedding).forward).parameters
+    return next((name for name in _CACHED if name in parameters), None)
 
 
 def positions_are_unknown(model: PreTrainedModel) -> bool:
@@ -86,7 +93,7 @@ def _renumbered(
     starts = (positions[:, -1] - length + 1).clamp(min=0).tolist()
     for start in dict.fromkeys(starts):
         keep = max(min(length, context - start), 1)
-        own["cache_length"] = min(start, context - 1)
+        own[_cached_name(module) or ""] = min(start, context - 1)
         part = module.forward(ids[:, :keep] if isinstance(ids, torch.Tensor) else (rows, keep), **own)
         part = nn.functional.pad(part, (0, 0, 0, length - keep))
         found[start] = part.expand(rows, length, -1)
