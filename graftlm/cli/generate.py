@@ -294,7 +294,9 @@ def _request(opened: Opened, speaker: Speaker, prompt: Prompt, sampling: Samplin
     except UserError as error:
         return error.message
     length, room = opened.model.count_words(request.prompt_ids), opened.model.room(speaker.stack)
-    if length >= room:
+    if speaker.reads_source:  # beside a source, prefix and answer have a context of their own
+        room = opened.model.context_length - opened.model.virtual_length(speaker.stack)
+    if length > room or (length == room and not speaker.reads_source):
         return f"the prompt has {length:,} tokens, and the context of the model is {room:,}"
     return request
 
