@@ -189,14 +189,18 @@ def attend(
     if causal and attention_mask is None and 1 < queries < key.shape[2]:  # a static cache that is filled for the first
         key, value = key[:, :, :queries], value[:, :, :queries]
         position_bias = None if position_bias is None else position_bias[..., :queries]
-    outputs = [
-        _attend_after(site, call, served, module, query, key, value, attention_mask, position_bias, causal, kwargs)
-    ]
+    own = _attend_after(site, call, served, module, query, key, value, attention_mask, position_bias, causal, kwargs)
+    outputs = [own]
     if served.others is not None:
         rows = served.others
+        if queries == 1 and isinstance(rows, torch.Tensor) and not torch.is_grad_enabled():
+            # To attend for rows that do not need it is cheaper than to copy the keys and values of those that do.
+            whole = _attend(module, query, key, value, attention_mask, position_bias, is_causal=causal, **kwargs)
+            whole[served.rows] = own
+            return whole, None
         mask, bias = _of(attention_mask, rows), _of(position_bias, rows)
         outputs.append(_attend(module, query[rows], key[rows], value[rows], mask, bias, is_causal=causal, **kwargs))
-    output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    output = torch.cat(outputs) if len(outputs) > 1 else own
     return (output if served.order is None else output[served.order]), None
 
 

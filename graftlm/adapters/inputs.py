@@ -84,9 +84,9 @@ def with_virtual_tokens(given: Inputs, counts: Sequence[int], places: Places) ->
     """
     if places.embedding is None or not (any(counts) or given.ids.device.type == "cpu"):  # looking costs a GPU a wait
         return given
-    virtual = given.ids >= places.embedding.vocabulary
-    if not any(counts) and not bool(virtual.any()):
+    if not any(counts) and (not given.ids.numel() or int(given.ids.max()) < places.embedding.vocabulary):
         return given
+    virtual = given.ids >= places.embedding.vocabulary
     holding = virtual.any(dim=1).tolist()
     for row, count in enumerate(counts):
         if holding[row] and not count:

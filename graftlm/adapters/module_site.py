@@ -14,6 +14,8 @@ from graftlm.adapters.routing import Routing, Span, current_routing
 from graftlm.adapters.serving import add_low_rank_served, add_served, serves
 from graftlm.base.places import LinearPlace, ModulePlace
 
+linear = nn.functional.linear
+
 
 class ModuleSite:
     """Takes the place of ``forward`` on one module instance, as long as an adapter has an update there."""
@@ -24,6 +26,10 @@ class ModuleSite:
         self._merged_from = _cheaper_merged_from(place)
         self._base_forward: Callable[..., torch.Tensor] = place.module.forward
         self._override = place.module.__dict__.get("forward")  # another library's, such as accelerate's
+        #: The weight and bias of a linear layer as torch has it, which nobody else changed; else None.
+        self._plain: dict[str, Any] | None = None
+        if type(place.module) is nn.Linear and self._override is None:
+            self._plain = place.module._parameters
         place.module.forward = self.forward
 
     def detach(self) -> None:
@@ -74,17 +80,21 @@ class ModuleSite:
         if factors is None or not isinstance(place, LinearPlace):
             return None
         A, B = factors
-        if x.numel() != tokens * place.in_features or A.dtype != x.dtype or B.dtype != x.dtype:
+        dtype, shape = x.dtype, x.shape
+        if A.dtype != dtype or B.dtype != dtype or x.numel() != tokens * place.in_features:
             return None
         # In half precision a small update would be lost in the rounding of W + sBA.
-        if tokens >= self._merged_from and x.dtype in (torch.float32, torch.float64):
+        if tokens >= self._merged_from and dtype in (torch.float32, torch.float64):
             weight = place.dense_weight()
-            if weight is not None and weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type):
+            if weight is not None and weight.dtype == dtype and not torch.is_autocast_enabled(x.device.type):
                 merged = torch.addmm(weight, B, A, alpha=update.scale)
-                return nn.functional.linear(x, merged, _bias(place.module))
-        y = self._base_forward(x)
-        add_outer(y.view(tokens, -1), nn.functional.linear(x, A).view(tokens, -1), B, update.scale)
-        return y
+                return linear(x, merged, _bias(place.module))
+        # Little but the two products with A and B is left to save here: views and look-ups count.
+        flat = x if len(shape) == 2 else x.reshape(tokens, -1)
+        plain = self._plain
+        y = self._base_forward(flat) if plain is None else linear(flat, plain["weight"], plain["bias"])
+        add_outer(y, linear(flat, A), B, update.scale)
+        return y if len(shape) == 2 else y.view(*shape[:-1], -1)
 
     def _without_gradients(
         self, x: torch.Tensor, routing: Routing, low_rank: Mapping[str, LowRank], changes: Mapping[str, Change]
