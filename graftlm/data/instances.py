@@ -18,6 +18,21 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where an instance comes from beside its file and row; empty where nothing is known.
+
+    ``task``: the family of tasks, such as sentiment; ``template``: what made an instance of the row; ``language``: as a
+    code, such as en; ``licence`` of the source; ``user``: who wrote it, as a number or name that identifies nobody.
+    """
+
+    task: str = ""
+    template: str = ""
+    language: str = ""
+    licence: str = ""
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """A conversation, or a plain text as a single message of role ``text``.
 
@@ -27,3 +42,4 @@ class Instance:
     messages: tuple[Message, ...]
     source: str
     row: int
+    provenance: Provenance = Provenance()
