@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from graftlm.data.formats import Format, RowProblem, check, fill, recognise
 from graftlm.data.instances import Instance, Message
 from graftlm.data.readers import find_sources, read_rows
 from graftlm.data.rendering import PROMPT_FILLS, Conversations, Rendering
+from graftlm.data.sets import default_split, is_set, read_set
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
 
@@ -111,6 +112,12 @@ def load_instances(
     ignored: list[str] = []
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     for source in chain.from_iterable(find_sources(path) for path in listed):
+        if is_set(Path(source)) and prompt is answer is system is None:
+            formats.append("a set")
+            for instance in islice(read_set(source, split or default_split(source)), limit):
+                counts.rows += 1
+                items += _checked(instance, variables or {}, counts)
+            continue
         rows = islice(read_rows(source, split=split), limit)
         sample = list(islice(rows, SAMPLE))
         form = recognise([row for _, row in sample], source, prompt=prompt, answer=answer, system=system)
@@ -146,15 +153,26 @@ def _instances(
         counts.drop(problem.reason, source, number)
         return
     for part in parts:
-        counts.read += 1
         try:
-            messages, missing = fill(check(form.convert(part)), variables)
+            messages = form.convert(part)
         except RowProblem as problem:
+            counts.read += 1
             counts.drop(problem.reason, source, number)
             continue
-        for name in missing:
-            counts.unfilled[name] = counts.unfilled.get(name, 0) + 1
-        yield Instance(messages, source, number)
+        yield from _checked(Instance(tuple(messages), source, number), variables, counts)
+
+
+def _checked(instance: Instance, variables: Mapping[str, str], counts: RowCounts) -> Iterator[Instance]:
+    """The instance with its variables filled in, if its messages are a conversation."""
+    counts.read += 1
+    try:
+        messages, missing = fill(check(instance.messages), variables)
+    except RowProblem as problem:
+        counts.drop(problem.reason, instance.source, instance.row)
+        return
+    for name in missing:
+        counts.unfilled[name] = counts.unfilled.get(name, 0) + 1
+    yield replace(instance, messages=messages)
 
 
 def prepare(

@@ -1,4 +1,4 @@
-"""Rows from any path: JSON, JSONL, CSV, TSV, Parquet, text, folders of these, ``datasets`` folders, the Hub.
+"""Rows from any path: JSON, JSONL, CSV, TSV, Parquet, text, folders of these, sets, ``datasets`` folders, the Hub.
 
 What a file holds is told from its content first (JSON lines in a ``.json`` file are read as lines).
 Plain text is split into documents at blank lines. JSON lines, CSV, text and Parquet are streamed.
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from graftlm.data.sets import default_split, is_set, read_set_rows
 from graftlm.errors import UserError
 
 Row = dict[str, Any]
@@ -31,13 +32,13 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def find_sources(path: str | Path) -> list[str]:
     """The files to read for a path: itself, or the data files of a folder, in order.
 
-    A ``datasets`` folder or a Hub name is one source.
+    A set, a ``datasets`` folder or a Hub name is one source.
 
     Raises:
         UserError: the path does not exist or the folder holds no data file.
     """
     place = Path(path).expanduser()
-    if place.is_dir() and not _is_datasets_folder(place):
+    if place.is_dir() and not is_set(place) and not _is_datasets_folder(place):
         files = sorted(
             f
             for f in place.rglob("*")
@@ -55,7 +56,7 @@ def read_rows(path: str | Path, *, split: str | None = None) -> Iterator[tuple[i
     """The rows of a path with their numbers, counted from 1 in each file.
 
     The number is the index in a JSON array, the line in JSON lines and in text (where a document begins),
-    the data row in CSV, TSV, Parquet and ``datasets``. ``split`` names a split of a data set.
+    the data row in CSV, TSV, Parquet, sets and ``datasets``. ``split`` names a split of a data set.
 
     Raises:
         UserError: naming file, row and place: no such path, empty, broken, not UTF-8, of an unknown kind.
@@ -64,6 +65,8 @@ def read_rows(path: str | Path, *, split: str | None = None) -> Iterator[tuple[i
         place = Path(source)
         if place.is_file():
             rows = _read_file(place)
+        elif is_set(place):
+            rows = enumerate(read_set_rows(place, split or default_split(place)), 1)
         elif place.is_dir():
             rows = _read_datasets_folder(place, split)
         else:
