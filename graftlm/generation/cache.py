@@ -46,13 +46,14 @@ class Columns(Cache):
     """A table of ``rows`` slots by ``width`` columns, in each layer that has keys and values.
 
     Columns [``first``, ``column``) hold tokens; the next ones go to ``column``. ``lengths``: how many tokens each used
-    slot holds, which are its last columns before ``column``. Tensors are made when a layer first gives keys.
+    slot holds, which are its last columns before ``column``. Tensors are made when a layer first gives keys. Beyond
+    ``most`` places the table has only what its rows need.
     """
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, width: int, most: int | None = None) -> None:
         self.own: list[_Layer] = []
         super().__init__(layers=self.own)  # type: ignore[arg-type]
-        self.rows, self.width = rows, width
+        self.rows, self.width, self.most = rows, width, most
         self.first = self.column = 0
         self.lengths: list[int] = []
         self._mask: torch.Tensor | None = None
@@ -95,8 +96,15 @@ class Columns(Cache):
 
     def reserve(self, rows: int, longest: int) -> None:
         """See that there is a place for ``rows`` slots whose longest will have ``longest`` tokens."""
-        if rows > self.rows or longest > self.width:
-            self._resize(max(rows, self.rows), max(_wide(longest), self.width) if longest > self.width else self.width)
+        if rows <= self.rows and longest <= self.width:
+            return
+        slots = self.rows if rows <= self.rows else max(rows, 2 * self.rows)
+        width = self.width if longest <= self.width else _wide(longest)
+        if self.most is not None and slots * width > self.most:
+            slots, width = max(rows, len(self.lengths)), _wide(max(longest, self.column - self.first))
+            if self.column > width:
+                self._move_to(0)
+        self._resize(slots, width)
 
     def make_room(self, new: int = 1) -> None:
         """See that ``new`` columns are free at the end."""
@@ -110,12 +118,13 @@ class Columns(Cache):
         if not any(self.lengths):
             self.first = self.column = 0
         if longest > self.column:
-            self.reserve(self.rows, longest)
+            self.reserve(max(slots) + 1, longest)
             self._move_to(longest - (self.column - self.first))
         for piece, slot in zip(pieces, slots, strict=True):
-            self.lengths += [0] * (slot + 1 - len(self.lengths))
-            self.lengths[slot] = piece.length
             self._put(slot, piece)
+        self.lengths += [0] * (max(slots) + 1 - len(self.lengths))
+        for piece, slot in zip(pieces, slots, strict=True):
+            self.lengths[slot] = piece.length
         self._settle()
 
     def _put(self, slot: int, piece: Piece) -> None:
@@ -139,9 +148,15 @@ class Columns(Cache):
         self._settle()
 
     def leave(self, slots: Sequence[int]) -> None:
-        """Mark slots as free; :meth:`compact` or :meth:`join` comes before the next step."""
+        """Free slots; :meth:`compact` or :meth:`join` comes before the next step.
+
+        What they held goes too: it may not have been numbers, and what is masked out is still multiplied.
+        """
         for slot in slots:
             self.lengths[slot] = 0
+        for layer in self.own:
+            for table in layer.tables():
+                table[list(slots), :, self.first : self.column] = 0
 
     def compact(self, slots: Sequence[int]) -> None:
         """Slot n becomes what slot ``slots[n]`` is; those that are not named go."""
@@ -184,9 +199,9 @@ class Columns(Cache):
         self._mask = None
 
     def _resize(self, rows: int, width: int) -> None:
-        self.rows, self.width = rows, width
         for layer in self.own:
-            layer.resize(len(self.lengths), self.first, self.column)
+            layer.resize(rows, width, len(self.lengths), self.first, self.column)
+        self.rows, self.width = rows, width  # last: without memory for all layers, the table stays as it is
         self._mask = None
 
 
@@ -203,13 +218,13 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self._tables
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        owner = self.owner
-        # Zeros: what attention masks out is still multiplied, and must be a number.
-        self._tables = [
-            like.new_zeros(owner.rows, like.shape[-3], owner.width, like.shape[-1])
-            for like in (key_states, value_states)
-        ]
+        self._tables = self._zeros((key_states, value_states), self.owner.rows, self.owner.width)
         self.is_initialized = True
+
+    @staticmethod
+    def _zeros(like: Sequence[torch.Tensor], rows: int, width: int) -> list[torch.Tensor]:
+        # Zeros: what attention masks out is still multiplied, and must be a number.
+        return [each.new_zeros(rows, each.shape[-3], width, each.shape[-1]) for each in like]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -231,14 +246,14 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         for table, new in zip(self._tables, (keys, values), strict=True):
             table[slot, :, stop - new.shape[1] : stop] = new
 
-    def resize(self, used: int, first: int, stop: int) -> None:
-        """Tables of the owner's new size, with what the used slots and columns hold."""
+    def resize(self, rows: int, width: int, used: int, first: int, stop: int) -> None:
+        """Tables of a new size, with what the used slots and columns hold."""
         if not self.is_initialized:
             return
-        old = self._tables
-        self.lazy_initialization(*old)
-        for table, before in zip(self._tables, old, strict=True):
+        new = self._zeros(self._tables, rows, width)
+        for table, before in zip(new, self._tables, strict=True):
             table[:used, :, first:stop] = before[:used, :, first:stop]
+        self._tables = new
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.owner.get_mask_sizes(query_length, 0)

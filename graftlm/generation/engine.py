@@ -21,7 +21,7 @@ from graftlm.errors import UserError
 from graftlm.generation.admission import Admission
 from graftlm.generation.beams import choose_or_search
 from graftlm.generation.cache import Piece, token_bytes
-from graftlm.generation.prefill import Job, plan, read
+from graftlm.generation.prefill import Job, Read, plan, read
 from graftlm.generation.prefixes import PrefixStore, chain
 from graftlm.generation.requests import Completion, Request, RequestId, TokenEvent
 from graftlm.generation.rows import Row
@@ -89,7 +89,7 @@ class Engine:
         )
         self._waiting = Waiting()
         self._jobs: list[Job] = []
-        self._slots = Slots(model)
+        self._slots = Slots(model, self.cache_tokens)
         self._events: list[TokenEvent] = []  # made, but not given to anyone yet
         self._numbered = 0
         self._attention = SharedKeys(model.places)
@@ -162,6 +162,11 @@ class Engine:
         open_ids = {request_id: request.sampling.n for request_id, request in zip(ids, given, strict=True)}
         try:
             while open_ids:
+                if not self.busy:
+                    raise UserError(
+                        f"another caller of step() took the events of the request {next(iter(open_ids))!r}",
+                        hint="Take events by stream and run, or by step, not by both; or use AsyncEngine.",
+                    )
                 events = self.step()
                 self._events += [event for event in events if event.request_id not in open_ids]
                 for event in [event for event in events if event.request_id in open_ids]:
@@ -303,11 +308,14 @@ class Engine:
                     return self._drop(list(jobs[0].rows), _no_memory(jobs[0].prompt, error))
                 jobs = jobs[: len(jobs) // 2]
         self.statistics.read += before - sum(job.rest for job in jobs)
+        events = self._begin(result) if result.done else []
         # What is not through goes behind the others, so that a long prompt does not hold up short ones.
-        self._jobs = [job for job in self._jobs if job not in jobs] + [job for job in jobs if job.rest]
+        self._jobs = [job for job in self._jobs if job not in jobs] + [job for job in jobs if job not in result.done]
+        return events
+
+    def _begin(self, result: Read) -> list[TokenEvent]:
+        """Choose the first tokens of the rows whose prompts are read, and let those that go on join the table."""
         rows = [row for job in result.done for row in job.rows]
-        if not rows:
-            return []
         which = torch.tensor([number for number, job in enumerate(result.done) for _ in job.rows])
         chosen = choose_or_search(rows, None, result.logits[which.to(result.logits.device)])
         for job in result.done:
@@ -318,7 +326,13 @@ class Engine:
             for place, (row, number) in enumerate(zip(rows, which.tolist(), strict=True))
             if place not in chosen.done and (piece := result.done[number].piece) is not None
         ]
-        self._slots.join(joining)
+        try:
+            self._slots.join(joining)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            largest = max((row for row, _ in joining), key=lambda row: row.places)
+            return [*chosen.events, *self._drop([row for row, _ in joining], _no_memory(largest.prompt, error))]
         return chosen.events
 
     # --- rows come and go -------------------------------------------------------------------------------------------

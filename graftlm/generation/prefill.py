@@ -56,8 +56,12 @@ class Job:
         return bool(self.rows[0].start)
 
     def takes(self, row: Row, key: Hashable) -> bool:
-        """Whether a row can share in it: the same prompt under the same adapters."""
-        return key == self.key and row.prompt == self.prompt and not row.sampling.prompt_log_probs
+        """Whether a row can share in it: the same prompt under the same adapters.
+
+        What was read already has no log-probabilities for it.
+        """
+        late = self.piece is not None and row.sampling.prompt_log_probs
+        return key == self.key and row.prompt == self.prompt and not late
 
 
 def plan(jobs: Sequence[Job], tokens: int) -> list[Job]:
@@ -101,7 +105,7 @@ def read(model: AdaptedModel, jobs: Sequence[Job], tokens: int) -> Read:
     """Read the next part of each job's prompt, at most ``tokens`` of it, in one pass of the model.
 
     All rows read equally many tokens, the last ones of their part: one that has less to read reads some again that its
-    piece holds, or is padded on the left.
+    piece holds, or is padded on the left. Where it fails, for want of memory, the jobs are as before.
     """
     totals = [job.done + min(job.rest, tokens) for job in jobs]
     new = max(total - job.done for job, total in zip(jobs, totals, strict=True))
@@ -127,20 +131,27 @@ def read(model: AdaptedModel, jobs: Sequence[Job], tokens: int) -> Read:
         use_cache=True,
     ).last_hidden_state
     table.finish(new, totals)
-    for number, (job, total) in enumerate(zip(jobs, totals, strict=True)):
-        if job.wants_log_probs:
-            _score_prompt(model, job, total, states[number, new - (total - job.done) :])
-        job.piece = table.piece(number)
-    last = [number for number, job in enumerate(jobs) if job.rest == 0]
+    scores = {
+        job: _prompt_scores(model, job, total, states[number, new - (total - job.done) :])
+        for number, (job, total) in enumerate(zip(jobs, totals, strict=True))
+        if job.wants_log_probs
+    }
+    last = [number for number, (job, total) in enumerate(zip(jobs, totals, strict=True)) if total == len(job.prompt)]
     done = [jobs[number] for number in last]
-    if not last:
-        return Read([], states.new_zeros(0, model.vocabulary))
-    logits = model.score(states[last, -1], Routing.of_rows([job.stack for job in done], 1))
-    return Read(done, logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    logits = states.new_zeros(0, model.vocabulary)
+    if last:
+        logits = model.score(states[last, -1], Routing.of_rows([job.stack for job in done], 1))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    for number, job in enumerate(jobs):
+        job.piece = table.piece(number)
+        for row in job.rows if job in scores else ():
+            if row.sampling.prompt_log_probs:
+                row.prompt_log_probs = [*(row.prompt_log_probs or []), *scores[job]]
+    return Read(done, logits)
 
 
-def _score_prompt(model: AdaptedModel, job: Job, stop: int, states: torch.Tensor) -> None:
-    """Note the log-probabilities of the prompt tokens that states (tokens, hidden) before position ``stop`` predict."""
+def _prompt_scores(model: AdaptedModel, job: Job, stop: int, states: torch.Tensor) -> list[float | None]:
+    """The log-probabilities of the prompt tokens that states (tokens, hidden) before position ``stop`` predict."""
     first = stop - len(states)
     found: list[float | None] = [None] if first == 0 else []
     targets = job.prompt[first + 1 : stop + 1]
@@ -151,6 +162,4 @@ def _score_prompt(model: AdaptedModel, job: Job, stop: int, states: torch.Tensor
         known = torch.tensor(part, device=logits.device).clamp(max=logits.shape[1] - 1)
         scores = log_probs.gather(1, known[:, None]).squeeze(1).tolist()
         found += [None if model.is_virtual(token) else score for token, score in zip(part, scores, strict=True)]
-    for row in job.rows:
-        if row.sampling.prompt_log_probs:
-            row.prompt_log_probs = [*(row.prompt_log_probs or []), *found]
+    return found

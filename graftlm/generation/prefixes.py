@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from graftlm.base.memory import is_out_of_memory
 from graftlm.generation.cache import Piece
 
 BLOCK = 16  # tokens: what two prompts share is found in whole blocks
@@ -50,16 +51,23 @@ class PrefixStore:
             length = number * BLOCK
             if entry is not None and entry.key == key and entry.tokens[:length] == tuple(tokens[:length]):
                 self._entries.move_to_end(entry.chain[-1])
+                self._by_block |= dict.fromkeys(entry.chain, entry.chain[-1])  # it stays longer than others now
                 return entry.piece.cut(length)
         return None
 
     def add(self, key: Hashable, tokens: Sequence[int], blocks: Sequence[int], piece: Piece) -> None:
-        """Keep a copy of a piece; prompts of less than a block, and those that are there, are not kept."""
+        """Keep a copy of a piece, unless it is less than a block, is there, or there is no memory for it."""
         if not blocks or blocks[-1] in self._by_block:
             return
         length = len(blocks) * BLOCK
-        kept = piece.cut(length).copied()
-        if kept.bytes > self.limit:
+        part = piece.cut(length)
+        if part.bytes > self.limit:
+            return
+        try:
+            kept = part.copied()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             return
         for block in reversed(blocks[:-1]):  # an entry that this one goes on from is needed no longer
             if block in self._entries:

@@ -19,11 +19,12 @@ from graftlm.generation.sources import Tables, next_states
 class Slots:
     """Rows by slot of the table. A row that left stays in ``rows`` until another takes its slot or all close up."""
 
-    def __init__(self, model: AdaptedModel) -> None:
+    def __init__(self, model: AdaptedModel, most: int | None = None) -> None:
+        """``most``: how many tokens keys and values are kept for."""
         self.model = model
         self.rows: list[Row] = []
         self._free: list[int] = []  # slots whose rows have gone
-        self._table = Tables() if model.kind == "encoder-decoder" else Columns(0, 0)
+        self._table = Tables(most) if model.kind == "encoder-decoder" else Columns(0, 0, most)
         self._settings: RowSettings | None = None  # of the rows, until they change
         self._routing: tuple[Any, Routing] | None = None
         self._versions: dict[str, Hashable] = {}
@@ -90,26 +91,25 @@ class Slots:
         return self._table.piece(slot)
 
     def join(self, joining: Sequence[tuple[Row, Piece]]) -> None:
-        """Give rows that have their first token a slot: a free one, best beside rows of the same adapters."""
-        slots = []
-        for row, _ in joining:
-            beside = (slot for slot in self._free if self._neighbours(slot, row.stack))
-            slot = next(beside, self._free[0] if self._free else len(self.rows))
-            if slot == len(self.rows):
-                self.rows.append(row)
-            else:
-                self._free.remove(slot)
-                self.rows[slot] = row
-            slots.append(slot)
-        if joining:
-            self._table.reserve(_doubled(len(self.rows), self._table.rows), max(row.columns for row, _ in joining))
-            self._table.join([piece for _, piece in joining], slots)
-            self._settings = None
+        """Give rows that have their first token a slot: a free one, best beside rows of the same adapters.
 
-    def _neighbours(self, slot: int, stack: Stack) -> bool:
-        return any(
-            self.rows[next_to].stack == stack for next_to in (slot - 1, slot + 1) if 0 <= next_to < len(self.rows)
-        )
+        Nobody has joined where that fails, for want of memory.
+        """
+        if not joining:
+            return
+        rows, free, slots = list(self.rows), list(self._free), []
+        for row, _ in joining:
+            beside = (slot for slot in free if _neighbours(rows, slot, row.stack))
+            slot = next(beside, free[0] if free else len(rows))
+            if slot == len(rows):
+                rows.append(row)
+            else:
+                free.remove(slot)
+                rows[slot] = row
+            slots.append(slot)
+        self._table.reserve(len(rows), max(row.columns for row in rows))
+        self._table.join([piece for _, piece in joining], slots)
+        self.rows, self._free, self._settings = rows, free, None
 
     def reorder(self, moves: Mapping[int, int], newest: int) -> None:
         """Let beams go on from others: slots get the ``newest`` tokens of the slots that are named for them."""
@@ -142,6 +142,6 @@ class Slots:
             self._routing, self._versions, self._made = None, {}, {}
 
 
-def _doubled(needed: int, there: int) -> int:
-    """How many slots to have: twice as many whenever they do not suffice."""
-    return there if needed <= there else max(needed, 2 * there)
+def _neighbours(rows: Sequence[Row], slot: int, stack: Stack) -> bool:
+    """Whether a slot is beside a row of these adapters."""
+    return any(rows[next_to].stack == stack for next_to in (slot - 1, slot + 1) if 0 <= next_to < len(rows))

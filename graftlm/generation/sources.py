@@ -55,8 +55,8 @@ class SourcePiece(Piece):
 class Tables(EncoderDecoderCache):
     """A table of the decoder's tokens and one of sources, with the same slots."""
 
-    def __init__(self) -> None:
-        self.own, self.source = Columns(0, 0), Columns(0, 0)
+    def __init__(self, most: int | None = None) -> None:
+        self.own, self.source = Columns(0, 0, most), Columns(0, 0, most)
         super().__init__(self.own, self.source)
 
     @property
@@ -79,7 +79,7 @@ class Tables(EncoderDecoderCache):
     def reserve(self, rows: int, longest: int) -> None:
         """See that there is a place for ``rows`` slots whose longest will have ``longest`` tokens of the decoder."""
         self.own.reserve(rows, longest)
-        self.source.reserve(rows, self.source.width)
+        self.source.reserve(rows, 0)
 
     def join(self, pieces: Sequence[Piece], slots: Sequence[int]) -> None:
         """Put rows into slots, those that are free or the next ones after the used."""

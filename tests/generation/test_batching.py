@@ -222,6 +222,24 @@ def test_whenever_requests_come_they_get_the_same(
     assert not engine.busy
 
 
+def test_samples_with_prompt_log_probs_are_read_once(llama: AdaptedModel) -> None:
+    wanting, plain = (sampled(3, n=2, prompt_log_probs=wanted) for wanted in (True, False))
+    requests = [Request(prompt_of(40), None, sampling) for sampling in (wanting, plain)]
+    engine = Engine(llama)
+    found = engine.run(requests)
+    assert engine.statistics.read == 40
+    assert found[0].prompt_log_probs == found[1].prompt_log_probs
+    assert len(found[0].prompt_log_probs or ()) == 40
+    assert found[2].prompt_log_probs is None
+    # One that comes while the prompt is half read has it read for itself.
+    engine = Engine(llama, prefill_tokens=2)
+    first = engine.submit(requests[1])
+    engine.step()
+    late = engine.run(requests[:1])
+    assert late[0].prompt_log_probs == pytest.approx(found[0].prompt_log_probs)
+    assert {event.request_id for event in engine.step()} == {first}
+
+
 def test_slots_are_refilled(llama: AdaptedModel) -> None:
     draw = random.Random(0)
     requests = [

@@ -250,6 +250,15 @@ def test_streams_may_interleave(llama: AdaptedModel) -> None:
     assert [tuple(found[number]) for number in range(len(expected))] == expected
 
 
+def test_a_stream_whose_events_another_caller_took(llama: AdaptedModel) -> None:
+    engine = Engine(llama)
+    stream = engine.stream(Request((5, 6), id="x"))
+    next(stream)
+    list(iter_events(engine))
+    with pytest.raises(UserError, match="another caller of step.* took the events of the request 'x'"):
+        next(stream)
+
+
 def test_no_gradients_and_an_untouched_base(llama: AdaptedModel) -> None:
     from graftlm.base.fingerprint import base_fingerprint
 
