@@ -12,7 +12,7 @@ from graftlm.adapters.routing import as_stack
 from graftlm.errors import UserError
 from graftlm.generation.beams import Search, check_beams
 from graftlm.generation.constraints import Constraint, constraints_for
-from graftlm.generation.requests import Request, SamplingSettings
+from graftlm.generation.requests import Request, SamplingSettings, is_token
 from graftlm.generation.rows import Row
 from graftlm.generation.sampling import sample_seed
 from graftlm.generation.shelf import Shelf
@@ -96,6 +96,9 @@ class Admission:
         """The prompt with virtual tokens, how many were put in front, and how many tokens the context has left."""
         if not request.prompt_ids:
             raise UserError("the prompt is empty", hint="Give at least one token, such as the beginning of sequence.")
+        wrong = next((token for token in request.prompt_ids if not is_token(token)), None)
+        if wrong is not None:
+            raise UserError(f"the prompt has {wrong!r} where a token's id should be, a whole number from 0 on")
         prompt = self.adapters.with_virtual_tokens(request.prompt_ids, request.adapters)
         length, virtual = len(prompt), len(prompt) - len(request.prompt_ids)
         beside = f" beside {virtual:,} virtual tokens of its adapters" if virtual else ""

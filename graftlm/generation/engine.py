@@ -29,6 +29,7 @@ from graftlm.generation.shelf import Shelf, owner
 from graftlm.generation.slots import Slots
 from graftlm.generation.sources import decoder_start, read_sources, source_token_bytes
 from graftlm.generation.statistics import Statistics
+from graftlm.generation.turns import Turn
 from graftlm.generation.waiting import Waiting
 
 _ALONE = 4  # times prefill_tokens are read at once while no row runs that would have to wait
@@ -44,7 +45,7 @@ class Engine:
     does not fit now waits; one that never would is refused. ``prefill_tokens``: how much of prompts a step reads while
     others run. ``keep_answers``: answers can be gone on from as well as prompts, as in a chat. ``adapter_bytes``: how
     much memory adapters may take (:class:`graftlm.generation.shelf.Shelf`). None of these changes what a request gets.
-    Not for several threads at once.
+    For one thread at a time; others may cancel.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Engine:
         self._events: list[TokenEvent] = []  # made, but not given to anyone yet
         self._numbered = 0
         self._attention = SharedKeys(model.places)
+        self._turn = Turn()
 
     @property
     def busy(self) -> bool:
@@ -114,42 +116,44 @@ class Engine:
 
         What goes wrong with one request ends that request, with ``error`` in its completion.
         """
-        events, self._events = self._events, []
-        try:
-            with self._attention:
-                events += self._end_orphans()
-                self._slots.close_up()
-                if self._slots.rows:
-                    events += self._decode()
-                events += self._admit()
-                if self._jobs:
-                    events += self._prefill()
-                self._slots.close_up()
-                self.adapters.collect()
-        except BaseException as error:  # Ctrl-C for one: rows may be half through the step, and cannot go on
-            self._events = [
-                *events,
-                *self._drop(self._begun(), f"the step was broken off: {error or type(error).__name__}"),
-            ]
-            raise
-        return events
+        with self._turn.work():
+            events, self._events = self._events, []
+            try:
+                with self._attention:
+                    events += self._end_orphans()
+                    self._slots.close_up()
+                    if self._slots.rows:
+                        events += self._decode()
+                    events += self._admit()
+                    if self._jobs:
+                        events += self._prefill()
+                    self._slots.close_up()
+                    self.adapters.collect()
+            except BaseException as error:  # Ctrl-C for one: rows may be half through the step, and cannot go on
+                why = f"the step was broken off: {error or type(error).__name__}"
+                self._events = [*events, *self._drop(self._begun(), why)]
+                raise
+            return events
 
     def cancel(self, request_id: RequestId) -> None:
         """Stop a request; its last event, with what there is so far, comes next. One that is done stays done."""
-        self._events += self._drop(self._rows_of(request_id))
-        self.adapters.collect()
+        with self._turn.stop():
+            self._events += self._drop(self._rows_of(request_id))
+            self.adapters.collect()
 
     def abandon(self, request_ids: Collection[RequestId]) -> None:
         """Stop requests whose events nobody wants any more."""
-        self._drop([row for request_id in request_ids for row in self._rows_of(request_id)])
-        self.adapters.collect()
-        self._events = [event for event in self._events if event.request_id not in request_ids]
+        with self._turn.stop():
+            self._drop([row for request_id in request_ids for row in self._rows_of(request_id)])
+            self.adapters.collect()
+            self._events = [event for event in self._events if event.request_id not in request_ids]
 
     def end_all(self, error: str | None = None) -> list[TokenEvent]:
         """Stop everything: cancelled, or with an error. Gives the last events, and those that no step has given yet."""
-        events, self._events = [*self._events, *self._drop(self._all_rows(), error)], []
-        self.adapters.collect()
-        return events
+        with self._turn.stop():
+            events, self._events = [*self._events, *self._drop(self._all_rows(), error)], []
+            self.adapters.collect()
+            return events
 
     def stream(self, requests: Request | Iterable[Request]) -> Generator[TokenEvent, None, None]:
         """Run one or more requests and give their events as they come. Leaving the loop cancels what is open.
@@ -203,18 +207,19 @@ class Engine:
     def _submit(self, requests: Sequence[Request]) -> list[RequestId]:
         """All of them or none. The longest first, so that none is left over at the end and memory peaks early."""
         given = [self._with_id(request) for request in requests]
-        admission = Admission(
-            self.model, self.adapters, self.tokenizer, self.cache_tokens, self.max_batch_rows, self._start
-        )
-        rows = [admission.rows(request) for request in given]
-        used = {row.id for row in self._begun()}
-        for own in rows:
-            if own[0].id in used or self._waiting.of(own[0].id):
-                raise UserError(f"there is already a request with the id {own[0].id!r}")
-            used.add(own[0].id)
-        rows_first = sorted(rows, key=lambda own: (-own[0].limit, -len(own[0].prompt)))
-        self._waiting.extend(row for own in rows_first for row in own)
-        return [own[0].id for own in rows]
+        with self._turn.work():
+            admission = Admission(
+                self.model, self.adapters, self.tokenizer, self.cache_tokens, self.max_batch_rows, self._start
+            )
+            rows = [admission.rows(request) for request in given]
+            used = {row.id for row in self._begun()}
+            for own in rows:
+                if own[0].id in used or self._waiting.of(own[0].id):
+                    raise UserError(f"there is already a request with the id {own[0].id!r}")
+                used.add(own[0].id)
+            rows_first = sorted(rows, key=lambda own: (-own[0].limit, -len(own[0].prompt)))
+            self._waiting.extend(row for own in rows_first for row in own)
+            return [own[0].id for own in rows]
 
     def _admit(self) -> list[TokenEvent]:
         """Give waiting requests their slots, in order, as long as they fit; gives the errors of those that cannot."""

@@ -168,9 +168,7 @@ class SamplingSettings:
         else:
             self._set("stop", tuple(self.stop))
         ids = self.stop_ids
-        if ids is not None and (
-            not isinstance(ids, Sequence) or not all(_is_whole(each) and each >= 0 for each in ids)
-        ):
+        if ids is not None and (not isinstance(ids, Sequence) or not all(map(is_token, ids))):
             yield "stop_ids must be a tuple of token ids, 0 or more each, or None"
         elif ids is not None and len(ids) > MOST_STOP_IDS:
             yield f"stop_ids has {len(ids):,} tokens; allowed: at most {MOST_STOP_IDS:,}"
@@ -196,7 +194,7 @@ class SamplingSettings:
             return
         kept: dict[int, float] = {}
         for token, bias in pairs:
-            if not _is_whole(token) or token < 0:
+            if not is_token(token):
                 yield f"logit_bias has the token {_shown(token)}; allowed: token ids, 0 or more"
             elif not _is_number(bias) or not (bias == -_INF or -LARGEST_BIAS <= bias <= LARGEST_BIAS):
                 allowed = f"{-LARGEST_BIAS:g} to {LARGEST_BIAS:g}, or -inf (never this token)"
@@ -226,6 +224,11 @@ class SamplingSettings:
 def _is_whole(value: object) -> bool:
     """True and False are no numbers here: they are values in the wrong place."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_token(value: object) -> bool:
+    """Whether a value may be the id of a token, in some vocabulary."""
+    return _is_whole(value) and value >= 0  # type: ignore[operator]
 
 
 def _is_number(value: object) -> bool:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -255,8 +257,36 @@ def test_a_stream_whose_events_another_caller_took(llama: AdaptedModel) -> None:
     stream = engine.stream(Request((5, 6), id="x"))
     next(stream)
     list(iter_events(engine))
-    with pytest.raises(UserError, match="another caller of step.* took the events of the request 'x'"):
+    with pytest.raises(UserError, match=r"another caller of step\(\) took the events of the request 'x'"):
         next(stream)
+
+
+def test_a_second_thread_is_told_of_the_other_engine_and_cancels(llama: AdaptedModel) -> None:
+    engine = Engine(llama)
+    (expected,) = Engine(llama).run([Request((5, 6))])
+    inside, over = threading.Event(), threading.Event()
+    real = engine.model.hidden
+
+    def hidden(*args: Any, **kwargs: Any) -> Any:
+        inside.set()
+        over.wait(10)
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as threads:
+        patch.setattr(llama, "hidden", hidden)
+        first, second = engine.submit(Request((5, 6))), engine.submit(Request((5, 6, 7)))
+        running = threads.submit(lambda: list(iter_events(engine)))
+        inside.wait(10)
+        for call in (engine.step, lambda: engine.run([Request((5,))])):
+            with pytest.raises(UserError, match="another thread is in this engine"):
+                call()
+        cancelled = threads.submit(engine.cancel, second)
+        over.set()
+        events = [*running.result(), *iter_events(engine)]
+    cancelled.result()
+    done = {event.request_id: event.completion for event in events if event.completion is not None}
+    assert done[first].token_ids == expected.token_ids
+    assert done[second].finish_reason == "cancelled"
 
 
 def test_no_gradients_and_an_untouched_base(llama: AdaptedModel) -> None:
@@ -273,6 +303,11 @@ def test_bad_requests(llama: AdaptedModel) -> None:
         engine.submit(Request((5,), "c"))
     with pytest.raises(UserError, match="the prompt is empty"):
         engine.submit(Request(()))
+    for ids, shown in (((5, -1), "-1"), ((5, 1.5), "1.5"), ("text", "'t'"), ((True,), "True")):
+        with pytest.raises(UserError, match=f"the prompt has {shown} where a token's id should be"):
+            engine.submit(Request(ids))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the id 99999 is no token"):
+        engine.submit(Request((5, 99999)))
     with pytest.raises(UserError, match="stop texts need a tokenizer"):
         engine.submit(Request((5,), None, SamplingSettings(stop=("x",))))
     engine.submit(Request((5,), id="x"))
