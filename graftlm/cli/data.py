@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graftlm.cli.console import console, parse_variables, print_warnings
+from graftlm.cli.data_format import format_command, templates_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from graftlm.data.preview import TokenText
 
 app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+app.command("format")(format_command)
+app.command("templates")(templates_command)
 
 
 @app.callback()

@@ -1,0 +1,207 @@
+"""``graftlm data format`` and ``graftlm data templates``: instructions from labelled data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graftlm.cli.console import console
+from graftlm.errors import UserError
+
+if TYPE_CHECKING:
+    from graftlm.data.formatting import Demonstrations, FormatSettings
+    from graftlm.data.instances import Instance
+    from graftlm.data.prepare import RowCounts
+    from graftlm.data.task_template import TaskTemplate
+
+HELD_OUT_NAMES = ("test", "dev", "valid", "validation", "eval", "heldout", "held_out")
+
+
+def format_command(
+    file: Annotated[str, typer.Argument(help="Labelled rows: a file, a folder or the name of a data set of the Hub.")],
+    template: Annotated[str, typer.Option(help="A task template: a name of `data templates`, or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="What is written: a file that ends in .jsonl, or the folder of a set.")],
+    language: Annotated[str, typer.Option(help="Language of descriptions and label words: en or zh.")] = "en",
+    demonstrations: Annotated[
+        str, typer.Option(help="How many solved examples stand in a prompt: a number from 0 to 8, or a range, 0-8.")
+    ] = "0",
+    few_shot_ratio: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of rows with demonstrations. Default: as their number is drawn."),
+    ] = None,
+    all_descriptions: Annotated[
+        bool, typer.Option("--all-descriptions", help="One instance for each description, not for one drawn.")
+    ] = False,
+    inverted: Annotated[
+        bool, typer.Option("--inverted", help="The task the other way round: write the input for an output.")
+    ] = False,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Which column serves a field: --column text=body. Repeatable."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="How a label is spelt in the file: --label 5=positive. Repeatable."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split to format: of a data set, or of a column 'split'.")
+    ] = None,
+    split_file: Annotated[
+        str | None, typer.Option(help="Training rows for the demonstrations. Default: the training rows of FILE.")
+    ] = None,
+    join: Annotated[
+        str | None, typer.Option(help="Another file whose columns are added as joined.NAME (see --join-on).")
+    ] = None,
+    join_on: Annotated[str, typer.Option(help="The column that both files have for --join.")] = "id",
+    licence: Annotated[str, typer.Option(help="Licence of the source, written to every instance.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of all that is drawn.")] = 0,
+) -> None:
+    """Give labelled rows human-written task descriptions, and write them as instances to train on."""
+    from graftlm.data.formatting import FormatSettings, demonstration_pool, format_rows
+    from graftlm.data.prepare import RowCounts
+    from graftlm.data.readers import read_rows
+    from graftlm.data.task_fields import choose_columns, columns_of, expand_row, join_rows
+    from graftlm.data.task_template import load_task_template
+
+    task = load_task_template(template)
+    check_out(out)
+
+    def rows(path: str, of: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        found = read_rows(path, split=of)
+        return join_rows(found, read_rows(join), join_on) if join is not None else found
+
+    sample = [part for _, row in islice(rows(file, split), 20) for part in expand_row(row)]
+    columns = choose_columns(columns_of(sample), task, _pairs("column", column), source=file)
+    settings = FormatSettings(
+        language=language,
+        demonstrations=_range(demonstrations),
+        few_shot_ratio=few_shot_ratio,
+        all_descriptions=all_descriptions,
+        inverted=inverted,
+        columns=columns,
+        spellings=_pairs("label", label),
+        split=split,
+        licence=licence,
+        source=file,
+    )
+    settings.check(task)
+    console.print(f"{file} as {task.name} ({task.family}): {'; '.join(columns.lines())}", markup=False, soft_wrap=True)
+    pool = None
+    if settings.demonstrations[1]:
+        _check_training_file(file, split_file, split, sample)
+        pool = demonstration_pool(rows(split_file or file, None if split_file else split), task, settings, seed)
+        _print_pool(pool, split_file or file)
+    counts = RowCounts()
+    instances = format_rows(rows(file, split), task, settings, seed, pool=pool, counts=counts)
+    write_instances(out, instances, task, settings, counts)
+    print_counts(counts, out)
+
+
+def templates_command() -> None:
+    """List the project's own task templates: families, languages, labels, fields."""
+    from rich.table import Table
+
+    from graftlm.data.task_template import load_task_template, shipped
+
+    table = Table("name", "family", "what", "descriptions", "fields", "labels or options", box=None, pad_edge=False)
+    for name in shipped():
+        task = load_task_template(name)
+        told = ", ".join(f"{language} {len(texts)}" for language, texts in task.descriptions.items())
+        way = " (inverted too)" if task.inverted else ""
+        kinds = ", ".join(task.labels or ()) or ("options" if task.options else "open")
+        table.add_row(name, task.family, task.about + way, told, ", ".join(task.columns), kinds)
+    console.print(table)
+
+
+def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
+    for value in values or []:
+        if "=" not in value:
+            raise UserError(f"--{option} {value}: expected name=value")
+    return dict(value.split("=", 1) for value in values or [])
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    try:
+        return int(low), int(high or low)
+    except ValueError:
+        raise UserError(f"--demonstrations {text}: expected a number from 0 to 8, or a range such as 0-4") from None
+
+
+def check_out(out: Path) -> None:
+    """Raises UserError where the output cannot be of a known kind."""
+    if out.suffix == ".jsonl":
+        if not out.parent.is_dir():
+            raise UserError(f"--out {out}: there is no folder {out.parent}")
+    elif out.suffix:
+        raise UserError(f"--out {out}: expected a file that ends in .jsonl, or the folder of a set")
+
+
+def _check_training_file(
+    file: str, split_file: str | None, split: str | None, sample: Iterable[dict[str, Any]]
+) -> None:
+    """Demonstrations must not come from held-out rows: refuse where the file itself looks like such."""
+    marked = any("split" in row for row in sample)
+    name = split or Path(file).name.split(".")[0].lower()
+    words = name.replace("-", "_").split("_")
+    if split_file is None and not marked and any(word in words or name == word for word in HELD_OUT_NAMES):
+        raise UserError(
+            f"{file}: these look like held-out rows ('{name}'), which must not be demonstrations",
+            hint="Name the training rows: --split-file train.jsonl",
+        )
+
+
+def _print_pool(pool: Demonstrations, source: str) -> None:
+    sizes = [f"{label} {len(rows):,}" if label else f"{len(rows):,}" for label, rows in pool.by_label.items()]
+    if not any(pool.by_label.values()):
+        raise UserError(f"{source}: there are no training rows to draw demonstrations from")
+    console.print(f"demonstrations from {source}: {', '.join(sizes)}", markup=False, soft_wrap=True)
+
+
+def write_instances(
+    out: Path, instances: Iterator[Instance], task: TaskTemplate, settings: FormatSettings, counts: RowCounts
+) -> None:
+    """Write instances as chat JSONL. The file is there only when it is whole.
+
+    Raises:
+        UserError: no instance is left, with the reasons.
+    """
+    import json
+    import os
+
+    first = next(instances, None)
+    if first is None:
+        reasons = ", ".join(f"{number:,} × {reason}" for reason, number in counts.dropped.items())
+        raise UserError(f"{settings.source}: no row is left of {counts.read:,}: {reasons or 'the file holds none'}")
+    part = out.with_name(out.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            for instance in chain([first], instances):
+                file.write(json.dumps(as_row(instance), ensure_ascii=False) + "\n")
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def as_row(instance: Instance) -> dict[str, Any]:
+    """An instance as a row of chat JSONL, with where it comes from."""
+    messages = [{"role": message.role, "content": message.content} for message in instance.messages]
+    origin = instance.provenance
+    known = {name: getattr(origin, name) for name in ("task", "template", "language", "licence", "user")}
+    given = {name: value for name, value in known.items() if value}
+    return {"messages": messages, "source": instance.source, "row": instance.row, **given}
+
+
+def print_counts(counts: RowCounts, out: Path) -> None:
+    """How many rows were kept and dropped, by reason."""
+    console.print(f"{out}: {counts.kept:,} instances of {counts.rows:,} rows", markup=False, soft_wrap=True)
+    for name, table in (("shortened", counts.truncated), ("dropped", counts.dropped)):
+        for reason, number in sorted(table.items(), key=lambda entry: -entry[1]):
+            places = ", ".join(counts.examples[reason][:3])
+            console.print(f"{name:<10} {number:,}: {reason} ({places})", markup=False, soft_wrap=True)
+    if not counts.dropped:
+        console.print("dropped    0")

@@ -1,0 +1,279 @@
+"""Instructions from labelled rows: a description drawn, demonstrations, label words shuffled, inverted tasks.
+
+What a row becomes depends on the seed and on what is in the row, never on its place: the same in any order of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappush, heappushpop
+from typing import Any
+
+from graftlm.data.formats import RowProblem
+from graftlm.data.instances import Instance, Message, Provenance
+from graftlm.data.prepare import RowCounts
+from graftlm.data.sandbox import CannotFill
+from graftlm.data.task_fields import Columns, FieldReader, Fields, Row, choose_columns, expand_row, is_training
+from graftlm.data.task_template import LETTERS, Inverted, TaskTemplate, pattern
+from graftlm.errors import UserError
+
+MOST_DEMONSTRATIONS = 8
+POOL = 2000  # rows of a label kept to draw demonstrations from
+FEWER = "fewer demonstrations than drawn"
+
+
+@dataclass(frozen=True)
+class FormatSettings:
+    """How rows are formatted.
+
+    ``demonstrations``: the fewest and the most of a row. ``few_shot_ratio``: the share of rows that has some; None
+    leaves it to the number drawn. ``spellings``: further spellings of labels. ``split``: the only one to format.
+    ``source`` names the file in instances and errors.
+    """
+
+    language: str = "en"
+    demonstrations: tuple[int, int] = (0, 0)
+    few_shot_ratio: float | None = None
+    all_descriptions: bool = False
+    inverted: bool = False
+    columns: Columns | None = None
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    split: str | None = None
+    licence: str = ""
+    source: str = "rows"
+
+    def check(self, template: TaskTemplate) -> None:
+        """Raises UserError for settings that the template or the rules do not allow."""
+        low, high = self.demonstrations
+        if not 0 <= low <= high <= MOST_DEMONSTRATIONS:
+            raise UserError(f"demonstrations: {low}-{high}; allowed are 0 to {MOST_DEMONSTRATIONS}, the smaller first")
+        if self.few_shot_ratio is not None and not 0 <= self.few_shot_ratio <= 1:
+            raise UserError(f"few-shot ratio: {self.few_shot_ratio}; allowed is a share from 0 to 1")
+        if self.few_shot_ratio and not high:
+            raise UserError("a few-shot ratio needs demonstrations", hint="For example --demonstrations 1-4.")
+        part = template.inverted if self.inverted else template
+        if part is None:
+            raise UserError(f"'{template.name}' has no inverted task", hint="Leave --inverted out.")
+        if self.language not in part.descriptions:
+            there = ", ".join(part.descriptions)
+            raise UserError(f"'{template.name}' has no descriptions in '{self.language}'; there are: {there}")
+
+
+@dataclass
+class Demonstrations:
+    """Rows to draw demonstrations from, by label (one list under None where there are no labels)."""
+
+    by_label: dict[str | None, list[Fields]]
+
+    def draw(self, count: int, row: Fields, rng: random.Random) -> list[Fields]:
+        """``count`` different rows with labels as even as can be; never ``row`` or one that asks the same."""
+        labels = [label for label, rows in self.by_label.items() if rows]
+        rng.shuffle(labels)
+        used = {row.identity, *row.keys}
+        drawn: list[Fields] = []
+        while labels and len(drawn) < count:
+            for label in list(labels):
+                if len(drawn) == count:
+                    break
+                found = _draw_one(self.by_label[label], used, rng)
+                if found is None:
+                    labels.remove(label)
+                else:
+                    drawn.append(found)
+                    used.update((found.identity, *found.keys))
+        rng.shuffle(drawn)
+        return drawn
+
+
+def _draw_one(rows: Sequence[Fields], used: set[bytes], rng: random.Random) -> Fields | None:
+    """A row that is not used: by chance, or the next one that is free where chance finds none."""
+    start = 0
+    for _ in range(8):
+        start = rng.randrange(len(rows))
+        if used.isdisjoint((rows[start].identity, *rows[start].keys)):
+            return rows[start]
+    for offset in range(len(rows)):
+        row = rows[(start + offset) % len(rows)]
+        if used.isdisjoint((row.identity, *row.keys)):
+            return row
+    return None
+
+
+def demonstration_pool(
+    rows: Iterable[tuple[int, Row]], template: TaskTemplate, settings: FormatSettings, seed: int, *, most: int = POOL
+) -> Demonstrations:
+    """The training rows to draw from: at most ``most`` of a label, chosen by hash and so whatever their order.
+
+    Rows whose column ``split`` says otherwise than "train" are left out, and so is a training row that asks the same
+    as one of them. Rows that cannot be read are left out too: formatting them counts them.
+    """
+    reader: FieldReader | None = None
+    held_out: set[bytes] = set()
+    heaps: dict[str | None, list[tuple[int, bytes, Fields]]] = {}
+    kept: set[bytes] = set()
+    for _, whole in rows:
+        for row in expand_row(whole):
+            reader = reader or _reader(row, template, settings)
+            try:
+                fields = reader.read(row)
+            except RowProblem:
+                continue
+            if not is_training(row):
+                held_out.update(fields.keys)
+            elif fields.identity not in kept:
+                rank = -int.from_bytes(_hash(seed, "pool", fields.identity), "big")
+                heap = heaps.setdefault(fields.label, [])
+                kept.add(fields.identity)
+                if len(heap) < most:
+                    heappush(heap, (rank, fields.identity, fields))
+                else:
+                    kept.discard(heappushpop(heap, (rank, fields.identity, fields))[1])
+    by_label = {
+        label: [fields for _, _, fields in sorted(heaps[label], key=lambda entry: entry[:2])]
+        for label in sorted(heaps, key=str)
+    }
+    free = {label: [f for f in listed if held_out.isdisjoint(f.keys)] for label, listed in by_label.items()}
+    return Demonstrations(free)
+
+
+def format_rows(
+    rows: Iterable[tuple[int, Row]],
+    template: TaskTemplate,
+    settings: FormatSettings,
+    seed: int,
+    *,
+    pool: Demonstrations | None = None,
+    counts: RowCounts | None = None,
+) -> Iterator[Instance]:
+    """Instances of labelled rows (numbered, as ``read_rows`` gives them); dropped rows are in ``counts`` by reason.
+
+    Raises:
+        UserError: the settings do not go with the template, a field has no column, demonstrations are asked for and
+            there is no ``pool``, or a pattern of the template was stopped.
+    """
+    settings.check(template)
+    if settings.demonstrations[1] and pool is None:
+        raise UserError("demonstrations come from training rows, and none are given")
+    counts = counts if counts is not None else RowCounts()
+    writer: _Writer | None = None
+    reader: FieldReader | None = None
+    for number, whole in rows:
+        counts.rows += 1
+        for row in expand_row(whole):
+            if reader is None or writer is None:
+                reader = _reader(row, template, settings)
+                writer = _Writer(template, settings, seed, pool, counts)
+            try:
+                if settings.split is not None and str(row.get("split", settings.split)) != settings.split:
+                    raise RowProblem(f"of another split than '{settings.split}'")
+                fields = reader.read(row)
+            except RowProblem as problem:
+                counts.read += 1
+                counts.drop(problem.reason, settings.source, number)
+                continue
+            for which in writer.descriptions(fields):
+                counts.read += 1
+                try:
+                    instance = writer.write(fields, which, number)
+                except (RowProblem, CannotFill) as problem:
+                    counts.drop(problem.reason, settings.source, number)
+                else:
+                    counts.kept += 1
+                    yield instance
+
+
+def _reader(row: Row, template: TaskTemplate, settings: FormatSettings) -> FieldReader:
+    columns = settings.columns or choose_columns(
+        [*row, *(f"{n}.{i}" for n, v in row.items() if isinstance(v, dict) for i in v)],
+        template,
+        source=settings.source,
+    )
+    return FieldReader(template, columns, settings.spellings)
+
+
+class _Writer:
+    """Writes a row's fields as an instance; what is the same for all rows is looked up once."""
+
+    def __init__(
+        self,
+        template: TaskTemplate,
+        settings: FormatSettings,
+        seed: int,
+        pool: Demonstrations | None,
+        counts: RowCounts,
+    ) -> None:
+        self.template, self.settings, self.seed, self.pool, self.counts = template, settings, seed, pool, counts
+        part: TaskTemplate | Inverted = template
+        if settings.inverted and template.inverted is not None:
+            part = template.inverted
+        language = settings.language
+        self.texts = [pattern(text) for text in part.descriptions[language]]
+        self.input, self.output = pattern(part.input[language]), pattern(part.output[language])
+        self.demonstration = pattern(template.demonstration.get(language, template.demonstration.get("en", "")))
+        self.words = template.words.get(language, {})
+        way = "-inverted" if settings.inverted else ""
+        self.provenance = [
+            Provenance(template.family, f"{template.name}{way}/{place}", language, settings.licence)
+            for place in range(1, len(self.texts) + 1)
+        ]
+
+    def descriptions(self, row: Fields) -> Iterable[int]:
+        """The descriptions of a row: all, or the one drawn for it."""
+        if self.settings.all_descriptions:
+            return range(len(self.texts))
+        return (self._random(row, "description").randrange(len(self.texts)),)
+
+    def _random(self, row: Fields, what: str) -> random.Random:
+        key = f"{self.template.name}/{self.settings.language}/{self.settings.inverted}/{what}"
+        return random.Random(int.from_bytes(_hash(self.seed, key, row.identity), "big"))
+
+    def write(self, row: Fields, which: int, number: int) -> Instance:
+        rng = self._random(row, str(which))
+        shared: dict[str, Any] = {"language": self.settings.language}
+        if self.words:
+            shared["choices"] = rng.sample(list(self.words.values()), len(self.words))
+        values = self._values(row, shared, rng)
+        drawn = self._drawn(row, rng, number)
+        question, answer = self.input.fill(values), self.output.fill(values)
+        if not answer:
+            raise RowProblem("empty answer")
+        parts = [self.texts[which].fill(values)]
+        for other in drawn:
+            theirs = self._values(other, shared, rng)
+            parts.append(self._shown(self.input.fill(theirs), self.output.fill(theirs)))
+        parts.append(self._shown(question, "") if drawn else question)
+        prompt = "\n\n".join(part for part in parts if part)
+        messages = (Message("user", prompt), Message("assistant", answer))
+        return Instance(messages, self.settings.source, number, self.provenance[which])
+
+    def _shown(self, question: str, answer: str) -> str:
+        return self.demonstration.fill({"input": question, "output": answer})
+
+    def _values(self, row: Fields, shared: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
+        values = {**row.values, **shared}
+        if row.label is not None:
+            values["label"] = self.words[row.label]
+        if row.options and self.template.options:
+            order = rng.sample(range(len(row.options)), len(row.options))
+            values["options"] = [row.options[place] for place in order]
+            values["letter"] = LETTERS[order.index(row.right)]
+            values[self.template.options.answer] = row.options[row.right]
+        return values
+
+    def _drawn(self, row: Fields, rng: random.Random, number: int) -> list[Fields]:
+        low, high = self.settings.demonstrations
+        ratio = self.settings.few_shot_ratio
+        if not high or self.pool is None or (ratio is not None and rng.random() >= ratio):
+            return []
+        count = rng.randint(low if ratio is None else max(1, low), high)
+        drawn = self.pool.draw(count, row, rng)
+        if len(drawn) < count:
+            self.counts.truncate(FEWER, self.settings.source, number)
+        return drawn
+
+
+def _hash(seed: int, what: str, identity: bytes) -> bytes:
+    return hashlib.blake2b(f"{seed}/{what}/".encode() + identity, digest_size=8).digest()

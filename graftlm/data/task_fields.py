@@ -1,0 +1,303 @@
+"""The fields of a labelled row: which columns serve them, their texts, the label, the alternatives."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graftlm.data.formats import RowProblem
+from graftlm.data.task_template import LETTERS, TaskTemplate, as_word, pattern
+from graftlm.errors import UserError, nearest
+
+Row = dict[str, Any]
+TRAINING = ("train", "training")
+_TURN = ("text", "content", "value", "utterance", "answer")
+_AT = re.compile(r"(.+)\[(.+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """A row as a template sees it.
+
+    ``values``: texts and lists of texts by field; ``options`` in the order of the data, ``right`` is the index of the
+    right one. ``identity`` is of all that is in it; ``keys`` are of what is asked, and of what is asked when inverted.
+    """
+
+    values: Mapping[str, Any]
+    label: str | None
+    options: tuple[str, ...]
+    right: int
+    identity: bytes
+    keys: tuple[bytes, ...]
+
+
+def expand_row(row: Row) -> list[Row]:
+    """The rows in a row: the questions of a SQuAD article, or the row itself."""
+    paragraphs = row.get("paragraphs")
+    if not isinstance(paragraphs, list) or not all(isinstance(p, dict) and "qas" in p for p in paragraphs):
+        return [row]
+    title = row.get("title")
+    return [
+        {"title": title, "context": paragraph.get("context"), **question}
+        for paragraph in paragraphs
+        for question in paragraph["qas"]
+        if isinstance(question, dict)
+    ]
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """The columns of rows, and of the objects in them as ``translation.en``."""
+    names: dict[str, None] = {}
+    for row in rows:
+        for name, value in row.items():
+            names[name] = None
+            if isinstance(value, dict):
+                names.update(dict.fromkeys(f"{name}.{inner}" for inner in value))
+    return list(names)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The column of each field, and the column or columns of the alternatives."""
+
+    fields: Mapping[str, str]
+    options: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """One line a field: "text ← sentence"."""
+        shown = [f"{field} ← {column}" for field, column in self.fields.items()]
+        return [*shown, f"options ← {', '.join(self.options)}"] if self.options else shown
+
+
+def choose_columns(
+    present: Sequence[str], template: TaskTemplate, given: Mapping[str, str] | None = None, *, source: str = "the rows"
+) -> Columns:
+    """The columns to use: those that are ``given`` by field, else the first of the template's that exists.
+
+    Raises:
+        UserError: a field has no column (it lists the file's columns and what would be used for each field), or a
+            given field or column does not exist.
+    """
+    given = dict(given or {})
+    known = [*template.columns, *(["options"] if template.options else [])]
+    for field, column in given.items():
+        if field not in known:
+            guess = nearest(field, known)
+            raise UserError(
+                f"--column {field}={column}: '{template.name}' has no field '{field}'; it has: {', '.join(known)}",
+                hint=f"Did you mean '{guess}'?" if guess else None,
+            )
+        for name in column.split(",") if field == "options" else [column]:
+            if not all(part in present for part in _parts(name)):
+                raise UserError(
+                    f"--column {field}={column}: {source} has no column '{name}'; its columns are: {', '.join(present)}"
+                )
+    by_lower = {name.lower().replace("-", "_"): name for name in reversed(present)}
+    found: dict[str, str | None] = {}
+    for field, names in template.columns.items():
+        exact = next((name for name in names if name in present), None)
+        close = next((by_lower[name.lower()] for name in names if name.lower() in by_lower), None)
+        found[field] = given.get(field) or exact or close
+    options: tuple[str, ...] = ()
+    if template.options:
+        alternatives = template.options.columns
+        options = next((names for names in alternatives if all(name in present for name in names)), ())
+        options = tuple(given["options"].split(",")) if "options" in given else options
+    missing = [field for field in found if found[field] is None and field not in template.optional]
+    if missing or (template.options and not options):
+        raise _unclear(present, template, found, options, source)
+    return Columns({field: column for field, column in found.items() if column is not None}, options)
+
+
+def _unclear(
+    present: Sequence[str],
+    template: TaskTemplate,
+    found: Mapping[str, str | None],
+    options: tuple[str, ...],
+    source: str,
+) -> UserError:
+    lines = [f"{source}: not every field of '{template.name}' has a column; its columns are: {', '.join(present)}"]
+    asked: list[str] = []
+    free = [name for name in present if name not in found.values()]
+    for field, column in found.items():
+        if column is not None:
+            lines.append(f"  {field} ← {column}")
+        elif field in template.optional:
+            lines.append(f"  {field} ← nothing (it may be left out)")
+        else:
+            lines.append(f"  {field} ← ?  (looked for: {', '.join(template.columns[field])})")
+            likely = nearest(field, free) or (free[0] if len(free) == 1 else "COLUMN")
+            asked.append(f"--column {field}={likely}")
+    if template.options:
+        looked = "; ".join(", ".join(names) for names in template.options.columns)
+        lines.append(f"  options ← {', '.join(options)}" if options else f"  options ← ?  (looked for: {looked})")
+        asked += [] if options else ["--column options=COLUMN,COLUMN"]
+    return UserError("\n".join(lines), hint=f"Say which column serves: {' '.join(asked)}")
+
+
+def _parts(column: str) -> list[str]:
+    """``sections[numbers]`` as its two columns."""
+    match = _AT.fullmatch(column)
+    return [match.group(1), match.group(2)] if match else [column]
+
+
+def _value(row: Row, column: str) -> Any:
+    """What stands in a column; ``a.b`` looks into an object, ``a[b]`` takes the entries of ``a`` that ``b`` numbers."""
+    if column in row:
+        return row[column]
+    if match := _AT.fullmatch(column):
+        entries, numbers = _value(row, match.group(1)), _value(row, match.group(2))
+        numbers = numbers if isinstance(numbers, list) else [numbers]
+        try:
+            return "\n\n".join(str(entries[int(number)]) for number in numbers)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise RowProblem(f"'{column}' is not in the row") from error
+    outer, dot, inner = column.partition(".")
+    if dot and isinstance(row.get(outer), dict):
+        return row[outer].get(inner)
+    raise RowProblem(f"missing column '{column}'")
+
+
+def _text(value: Any, column: str) -> str:
+    """A field's text: of a list its first entry, of an object what it says."""
+    if isinstance(value, list | tuple):
+        value = value[0] if value else None
+    if isinstance(value, dict):
+        value = next((value[key] for key in _TURN if key in value), value)
+        if isinstance(value, list):
+            value = value[0] if value else None
+    if value is None:
+        raise RowProblem(f"nothing in column '{column}'")
+    if isinstance(value, dict | list):
+        raise RowProblem(f"column '{column}' holds no text")
+    text = as_word(value)
+    if not text:
+        raise RowProblem(f"nothing in column '{column}'")
+    return text
+
+
+def _texts(value: Any, column: str) -> list[str]:
+    if isinstance(value, dict):
+        value = next((value[key] for key in _TURN if isinstance(value.get(key), list)), value)
+    entries = value if isinstance(value, list | tuple) else [value]
+    if not entries:
+        raise RowProblem(f"nothing in column '{column}'")
+    return [_text(entry, column) for entry in entries]
+
+
+class FieldReader:
+    """Reads rows as a template's fields. Built once for a file, since most of the work is the same for every row."""
+
+    def __init__(self, template: TaskTemplate, columns: Columns, spellings: Mapping[str, str] | None = None) -> None:
+        self.template, self.columns = template, columns
+        self.spelled = {**template.spelled, **{k.lower(): v for k, v in (spellings or {}).items()}}
+        for spelling, label in (spellings or {}).items():
+            if template.labels is None or label not in template.labels:
+                raise UserError(
+                    f"--label {spelling}={label}: '{template.name}' has no label '{label}'; it has:"
+                    f" {', '.join(template.labels or ('none',))}"
+                )
+        self.asked = tuple(self._asked(part) for part in (template, template.inverted) if part is not None)
+        self._strange: set[str] = set()
+
+    def _asked(self, part: Any) -> tuple[str, ...]:
+        """The fields that the input shows, without the label and the number of the right alternative."""
+        names = frozenset[str]().union(*(pattern(source).names for source in part.input.values()))
+        answer = self.template.options.answer if self.template.options else None
+        return tuple(sorted(n for n in names if n in self.template.columns and n not in ("label", answer)))
+
+    def read(self, row: Row) -> Fields:
+        """The fields of a row.
+
+        Raises:
+            RowProblem: a column is missing or empty, the label is not in the template's list.
+        """
+        template = self.template
+        values: dict[str, Any] = {}
+        for field in template.columns:
+            column = self.columns.fields.get(field)
+            try:
+                if column is None:
+                    raise RowProblem("no column")
+                value = _value(row, column)
+                values[field] = _texts(value, column) if field in template.lists else _text(value, column)
+            except RowProblem:
+                if field not in template.optional:
+                    raise
+                values[field] = [] if field in template.lists else ""
+        label = self._label(values["label"]) if template.labels is not None else None
+        options, right = self._options(row, values)
+        identity = _digest([*(f"{k}={v}" for k, v in sorted(values.items())), *options])
+        shown = sorted(" ".join(option.split()).lower() for option in options)
+        keys = tuple(
+            _digest([str(place), *(" ".join(str(values[n]).split()).lower() for n in names), *shown])
+            for place, names in enumerate(self.asked)
+            if names or shown
+        )
+        return Fields(values, label, options, right, identity, keys)
+
+    def _label(self, text: str) -> str:
+        label = self.spelled.get(text.lower())
+        if label is None:
+            self._strange.update({text} if len(self._strange) < 20 and len(text) <= 40 else ())
+            named = f"label '{text}' is" if text in self._strange else "label is"
+            raise RowProblem(f"{named} not in the template's list")
+        return label
+
+    def _options(self, row: Row, values: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
+        rule = self.template.options
+        if rule is None:
+            return (), 0
+        if len(self.columns.options) > 1:
+            options, marks = [_text(_value(row, name), name) for name in self.columns.options], list(LETTERS)
+        else:
+            column = self.columns.options[0]
+            value = _value(row, column)
+            options, marks = _texts(value, column), list(LETTERS)
+            if isinstance(value, dict) and isinstance(value.get("label"), list):
+                marks = [as_word(mark) for mark in value["label"]]
+        if not 2 <= len(options) <= len(LETTERS):
+            raise RowProblem(f"a choice of {len(options)} alternatives (2 to {len(LETTERS)} are allowed)")
+        if len(set(options)) < len(options):
+            raise RowProblem("two alternatives are the same")
+        number = _value(row, self.columns.fields[rule.answer])
+        if isinstance(number, int) and not isinstance(number, bool):
+            return tuple(options), _numbered(number - rule.count_from, options)
+        return tuple(options), _right(values[rule.answer], options, marks[: len(options)], rule.count_from)
+
+
+def _numbered(number: int, options: Sequence[str]) -> int:
+    if not 0 <= number < len(options):
+        raise RowProblem("the answer is none of the alternatives")
+    return number
+
+
+def _right(answer: str, options: Sequence[str], marks: Sequence[str], count_from: int) -> int:
+    for known in (options, marks):
+        if answer in known:
+            return known.index(answer)
+    if answer.upper() in marks:
+        return marks.index(answer.upper())
+    if answer.isascii() and answer.isdigit():
+        return _numbered(int(answer) - count_from, options)
+    raise RowProblem("the answer is none of the alternatives")
+
+
+def is_training(row: Row) -> bool:
+    """Whether a row may serve as a demonstration: it is not marked as one of another split."""
+    split = row.get("split")
+    return split is None or str(split).strip().lower() in TRAINING
+
+
+def join_rows(rows: Iterable[tuple[int, Row]], other: Iterable[tuple[int, Row]], on: str) -> Iterator[tuple[int, Row]]:
+    """Rows with the row of another file that has the same value in the column ``on``, as the object ``joined``."""
+    by_value = {as_word(row.get(on)): row for _, row in other}
+    for number, row in rows:
+        yield number, {**row, "joined": by_value.get(as_word(row.get(on)), {})}
+
+
+def _digest(parts: Sequence[str]) -> bytes:
+    return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
