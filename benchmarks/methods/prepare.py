@@ -3,7 +3,7 @@
     python benchmarks/methods/prepare.py [TASKS]
 
 TASKS is the folder that holds sst2, trec and cola; left out: ../shared/data/tasks beside the repository. The files go
-to benchmarks/methods/data: 2,000 rows to learn from each, and 420 held out, drawn from the tasks' own
+to benchmarks/methods/data: up to 10,000 rows to learn from each, and 420 held out, drawn from the tasks' own
 development or test parts. The same rows are drawn every time.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TASKS = HERE.parents[2] / "shared" / "data" / "tasks"
-LEARNT, HELD_OUT = 2000, 420
+LEARNT, HELD_OUT = 10_000, 420
 PARTS = {"sst2": ("train", "dev", "label"), "trec": ("train", "test", "coarse"), "cola": ("train", "dev_in", "label")}
 WORDS = {  # TREC's classes as words that a language model has read
     "ABBR": "abbreviation",
