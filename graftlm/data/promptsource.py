@@ -1,0 +1,229 @@
+"""PromptSource templates as they are: Jinja that renders ``input ||| target`` of a labelled row.
+
+A file has one template a line: ``dataset``, ``subset``, ``name``, ``jinja``, ``answer_choices`` (a pattern too, its
+parts apart by ``|||``), ``languages``. A template is named ``dataset/subset/name``, or ``dataset/name``.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.exceptions import SecurityError
+
+from graftlm.data.counted_jinja import BadValue, OverBudget, compile_pattern, fields, plain, render
+from graftlm.data.formats import Row, RowProblem, check
+from graftlm.data.instances import Instance, Message, Provenance
+from graftlm.data.readers import read_rows
+from graftlm.errors import UserError, unknown_name
+
+SEPARATOR = "|||"
+_PROTECTED = "\ue0f0\ue0f1\ue0f0"  # stands for a separator that is part of a row's own text
+_BAD_VALUES = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """One template. ``line`` of the file at ``path`` is where it stands."""
+
+    dataset: str
+    subset: str
+    name: str
+    jinja: str
+    answer_choices: str = ""
+    languages: tuple[str, ...] = ()
+    original_task: bool = False
+    path: str = ""
+    line: int = 0
+
+    @property
+    def task(self) -> str:
+        """The data set with its subset: ``glue/sst2``."""
+        return f"{self.dataset}/{self.subset}" if self.subset else self.dataset
+
+    @property
+    def key(self) -> str:
+        """The name that a reference gives: ``glue/sst2/review``."""
+        return f"{self.task}/{self.name}"
+
+    def fields(self) -> frozenset[str]:
+        """The columns that it may use.
+
+        Raises:
+            UserError: the template is not valid.
+        """
+        compile_template(self)
+        return (fields(self.jinja) | fields(self.answer_choices)) - {"answer_choices"}
+
+
+def load_promptsource(path: str | Path) -> dict[str, PromptTemplate]:
+    """The templates of a file by their names, in its order. They are compiled when first used.
+
+    Raises:
+        UserError: the file cannot be read, or a line holds no template or one of the same name again.
+    """
+    templates: dict[str, PromptTemplate] = {}
+    for line, row in read_rows(path):
+        template = _template(row, str(path), line)
+        if template.key in templates:
+            first = templates[template.key].line
+            raise UserError(f"{path}: line {line}: template '{template.key}' stands in line {first} already")
+        templates[template.key] = template
+    return templates
+
+
+def _template(row: Row, path: str, line: int) -> PromptTemplate:
+    texts: dict[str, str] = {}
+    for field, required in (
+        ("dataset", True),
+        ("name", True),
+        ("jinja", True),
+        ("subset", False),
+        ("answer_choices", False),
+    ):
+        value = row.get(field)
+        if not isinstance(value, str) and (required or value is not None):
+            raise UserError(
+                f"{path}: line {line} is no PromptSource template: its field '{field}' is missing or not text",
+                hint="A line has dataset, name and jinja, and may have subset, answer_choices and languages.",
+            )
+        texts[field] = value or ""
+    languages = tuple(str(code) for code in row.get("languages") or ())
+    return PromptTemplate(
+        **texts, languages=languages, original_task=bool(row.get("original_task")), path=path, line=line
+    )
+
+
+@lru_cache(maxsize=4096)
+def compile_template(template: PromptTemplate) -> tuple[jinja2.Template, jinja2.Template | None]:
+    """The compiled pattern, and that of its answer choices.
+
+    Raises:
+        UserError: naming file, template and line: not valid Jinja, or something that is not allowed.
+    """
+    compiled: list[jinja2.Template | None] = []
+    for part, source in (("", template.jinja), (" of the answer choices", template.answer_choices)):
+        try:
+            compiled.append(compile_pattern(source) if source else None)
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"{_where(template)}, line {error.lineno}{part}: {error.message}") from error
+        except (OverBudget, BadValue, *_BAD_VALUES) as error:
+            raise UserError(f"{_where(template)}{part}: {error or 'constant values are too large'}") from error
+    if compiled[0] is None:
+        raise UserError(f"{_where(template)}: the template is empty")
+    return compiled[0], compiled[1]
+
+
+def to_instance(template: PromptTemplate, row: Row, *, source: str = "", number: int = 0, seed: int = 0) -> Instance:
+    """The row as the template writes it: a user message, and the target as the answer.
+
+    ``choice`` in a template draws by ``seed``, the template's name and the row's ``number``.
+
+    Raises:
+        RowProblem: the template skips the row, lacks a column, writes an empty part or takes too many steps.
+        UserError: the template is not valid, or reaches for what is not allowed.
+    """
+    main, choices = compile_template(template)
+    if "answer_choices" in row:
+        raise RowProblem("the row has a field 'answer_choices', which is a template's own")
+    values = plain(row, _protect)
+    draw = f"{seed}\0{template.key}\0{number}"
+    if choices is not None:
+        rendered = _render(template, choices, values, draw)
+        values["answer_choices"] = [part.strip() for part in rendered.split(SEPARATOR)]
+    parts = [part.strip() for part in _render(template, main, values, draw).split(SEPARATOR)]
+    if not any(parts):
+        raise RowProblem("template skips the row")
+    if len(parts) != 2:
+        wrong = "no" if len(parts) == 1 else f"{len(parts) - 1} times"
+        raise RowProblem(f"template writes {wrong} '{SEPARATOR}'")
+    prompt, answer = (part.replace(_PROTECTED, SEPARATOR) for part in parts)
+    messages = check([Message("user", prompt), Message("assistant", answer)])
+    language = template.languages[0] if len(template.languages) == 1 else ""
+    return Instance(messages, source, number, Provenance(template.task, template.key, language))
+
+
+def promptsource_formatter(
+    reference: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    source: str = "",
+    seed: int = 0,
+) -> Callable[[Row, int], Instance]:
+    """What makes an instance of a row and its number, by ``FILE.jsonl.gz#dataset/subset/name``.
+
+    A reference that names a data set (``#glue/sst2``) draws one of its templates for each row. ``columns`` gives the
+    file's column for a field of the template ({"sentence": "text"}); ``classes`` the words of a field in the order of
+    the numbers that the template expects ({"label": ["negative", "positive"]}).
+
+    Raises:
+        UserError: there is no such template, or it is not valid. The formatter raises what ``to_instance`` does.
+    """
+    path, mark, name = reference.removeprefix("promptsource:").partition("#")
+    templates = load_promptsource(path)
+    chosen = [templates[name]] if name in templates else [t for k, t in templates.items() if k.startswith(f"{name}/")]
+    if not mark or not chosen:
+        raise _no_template(reference, name, list(templates))
+    for template in chosen:
+        compile_template(template)
+    places = {field: {word: i for i, word in enumerate(words)} for field, words in (classes or {}).items()}
+
+    def formatter(row: Row, number: int) -> Instance:
+        renamed = {**row, **{field: row[column] for field, column in (columns or {}).items() if column in row}}
+        for field, place in places.items():
+            word = renamed.get(field)
+            if not isinstance(word, str) or word not in place:
+                raise RowProblem(f"field '{field}' is none of its classes")
+            renamed[field] = place[word]
+        draw = random.Random(f"{seed}\0{reference}\0{number}")
+        return to_instance(draw.choice(chosen), renamed, source=source, number=number, seed=seed)
+
+    return formatter
+
+
+def _no_template(reference: str, name: str, known: list[str]) -> UserError:
+    if not name:
+        return UserError(f"'{reference}' names no template", hint=f"Write FILE#dataset/name, for example #{known[0]}")
+    dataset = name.partition("/")[0]
+    near = [key for key in known if key.partition("/")[0] == dataset]
+    sets = list(dict.fromkeys(key.partition("/")[0] for key in known))
+    return unknown_name("template", name, near) if near else unknown_name("data set of templates", dataset, sets)
+
+
+def _render(template: PromptTemplate, pattern: jinja2.Template, values: dict[str, Any], draw: str) -> str:
+    try:
+        return render(pattern, values, draw)
+    except SecurityError as error:
+        raise UserError(f"{_where(template)}: it reaches for what is not allowed: {error.message}") from error
+    except (OverBudget, RecursionError, MemoryError) as error:
+        raise RowProblem("template takes too many steps or writes too much") from error
+    except jinja2.UndefinedError as error:
+        raise RowProblem(_missing(error.message or "")) from error
+    except BadValue as error:
+        raise RowProblem(str(error)) from error
+    except _BAD_VALUES as error:  # their messages may hold text of the row
+        raise RowProblem(f"template fails on the row ({type(error).__name__})") from error
+
+
+def _missing(message: str) -> str:
+    """Why a value is undefined, without the row's own text."""
+    name = re.fullmatch(r"'(\w+)' is undefined", message)
+    if name:
+        return f"missing field '{name[1]}'"
+    return f"template finds no value ({message.partition(' has no element')[0]})"
+
+
+def _protect(text: str) -> str:
+    return text.replace(SEPARATOR, _PROTECTED) if SEPARATOR in text else text
+
+
+def _where(template: PromptTemplate) -> str:
+    place = f"{template.path}: line {template.line}: " if template.path else ""
+    return f"{place}template '{template.name}' of {template.task}"
