@@ -202,7 +202,7 @@ def sandbox(filters: Mapping[str, Callable[..., Any]]) -> jinja2.Environment:
 class Pattern:
     """A pattern, the names that it takes from outside, and how it is filled in.
 
-    ``plain``: its texts and names in turn, where there is nothing else in it; then Jinja is not needed, which is slower.
+    ``plain``: its texts and names in turn, where there is nothing else in it; that needs no Jinja, which is slower.
     """
 
     source: str
