@@ -223,20 +223,24 @@ class Chat:
     def command(self, line: str) -> bool:
         """Carry out a line that begins with a slash; False if it is to leave."""
         name, _, rest = line.partition(" ")
-        commands: dict[str, Callable[[str], None]] = {
-            "/use": self._use,
-            "/base": lambda _rest: self._answer_with((self.opened.base,)),
-            "/all": lambda _rest: self._answer_with(self.opened.speakers),
-            "/list": lambda _rest: self.show_who(),
+        with_text: dict[str, Callable[[str], None]] = {"/use": self._use, "/system": self._set_system}
+        alone: dict[str, Callable[[], None]] = {
+            "/base": lambda: self._answer_with((self.opened.base,)),
+            "/all": lambda: self._answer_with(self.opened.speakers),
+            "/list": self.show_who,
             "/reset": self._reset,
-            "/system": self._set_system,
-            "/help": lambda _rest: console.print(HELP, markup=False),
+            "/help": lambda: console.print(HELP, markup=False),
         }
         if name in ("/quit", "/exit", "/q"):
             return False
-        if name not in commands:
-            raise unknown_name("command", name, [*commands, "/quit"])
-        commands[name](rest.strip())
+        if name in with_text:
+            with_text[name](rest.strip())
+        elif name not in alone:
+            raise unknown_name("command", name, [*with_text, *alone, "/quit"])
+        elif rest.strip():
+            raise UserError(f"{name} stands alone; '{rest.strip()}' was not read", hint="Write it on the next line.")
+        else:
+            alone[name]()
         return True
 
     def show_who(self) -> None:
@@ -254,7 +258,7 @@ class Chat:
         self.answering = speakers
         console.print(f"{_joined([s.label for s in speakers])} will answer", style="dim", markup=False)
 
-    def _reset(self, _rest: str = "") -> None:
+    def _reset(self) -> None:
         self.histories.clear()
         console.print("[dim]new conversations[/]")
 

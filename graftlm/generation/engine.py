@@ -239,11 +239,11 @@ class Engine:
                     raise
                 events += self._drop(row.together, str(error))
                 continue
-            longest = widest
-            rows = list(row.together)
+            longest, slots, rows = widest, slots + together, list(row.together)
             self._waiting.remove(rows)
-            slots += together
             key = self._key(row.stack)
+            for each in rows:
+                each.key = key
             same = next((job for job in self._jobs if job.takes(row, key)), None)
             if same is not None:
                 same.rows += rows
@@ -279,10 +279,10 @@ class Engine:
         return chosen.events
 
     def _keep(self, row: Row, piece: Piece) -> None:
-        """Keep what was computed of a row for requests that go on from its answer."""
+        """Keep what was computed of a row for requests that go on from its answer, if its adapters are what they were."""
         ids = (*row.prompt, *row.tokens[:-1])
-        key = self._key(row.stack)
-        self.prefixes.add(key, ids, chain(key, ids), piece.cut(len(ids)))
+        if row.key == self._key(row.stack):
+            self.prefixes.add(row.key, ids, chain(row.key, ids), piece.cut(len(ids)))
 
     def _count(self, rows: int) -> None:
         self.statistics.steps += 1

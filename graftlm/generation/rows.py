@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ class Row:
     ``prompt``: with the virtual tokens of its adapters, ``added`` of which were put in front. ``start``: what the
     decoder of an encoder-decoder begins with, whose encoder reads the prompt. ``room``: how many tokens the context has
     left. ``search``: the beam search that it is a beam of; those beyond the number of answers give no events.
+    ``key``: its adapters and their versions when its prompt was begun.
     """
 
     id: RequestId
@@ -44,7 +45,8 @@ class Row:
     log_probs: list[float] = field(default_factory=list)
     top_log_probs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     prompt_log_probs: list[float | None] | None = None
-    search: Search | None = field(default=None, repr=False, compare=False)
+    search: Search | None = field(default=None, repr=False)
+    key: Hashable = None
 
     @property
     def limit(self) -> int:

@@ -143,6 +143,20 @@ class TestPrefixes:
         assert engine.statistics.reused == 32
         assert second.token_ids == Engine(llama).run([request])[0].token_ids
 
+    def test_of_answers_whose_adapter_was_trained_meanwhile(self) -> None:
+        model = AdaptedModel(make_base("llama", dtype=torch.float64))
+        randomise(model.add("a", LoRA(rank=2)), seed=1)
+        engine = Engine(model, keep_answers=True)
+        stream = engine.stream(Request(prompt_of(20), "a", sampled(20)))
+        tokens = [next(stream).token_id]
+        with torch.no_grad():
+            for parameter in model.adapter("a").parameters():
+                parameter.mul_(2)
+        tokens += [event.token_id for event in stream]
+        request = Request((*prompt_of(20), *(token for token in tokens if token is not None), 9, 8), "a", sampled(9))
+        assert engine.run([request])[0].token_ids == Engine(model).run([request])[0].token_ids
+        assert engine.statistics.reused == 0
+
     def test_stay_within_their_limit(self, llama: AdaptedModel) -> None:
         engine = Engine(llama, cache_tokens=400)
         for seed in range(6):
@@ -220,6 +234,51 @@ def test_whenever_requests_come_they_get_the_same(
     for _, request in requests:
         assert done[request.id] == Engine(llama).run([request])[0].token_ids
     assert not engine.busy
+
+
+@settings(max_examples=20, deadline=None)
+@given(draw=st.randoms(use_true_random=False))
+def test_whatever_goes_on_beside_it_a_request_gets_the_same(
+    family_model: Callable[[str], AdaptedModel], draw: random.Random
+) -> None:
+    """Samples, beams, shared beginnings, cancellations, in tables and stores of all sizes."""
+    llama, rows = family_model("llama"), draw.choice([1, 2, 5])
+    prefill_tokens, cache_tokens = draw.choice([1, 16, 17, 100]), draw.choice([160, 400])
+    engine = Engine(
+        llama,
+        max_batch_rows=rows,
+        prefill_tokens=prefill_tokens,
+        cache_tokens=cache_tokens,
+        keep_answers=draw.random() < 0.5,
+    )
+    engine.prefixes.limit = draw.choice([0, 30_000, 300_000])
+    requests = []
+    for number in range(draw.randint(2, 10)):
+        begun = prompt_of(40, draw.randrange(2))[: draw.choice([1, 15, 16, 17, 32, 33, 40])]
+        new, beams = draw.randint(1, 10), draw.choice([1, 1, min(3, rows)])
+        more = {"num_beams": beams, "temperature": 0.0} if beams > 1 else {"n": draw.choice([1, 3])}
+        sampling = sampled(new, stop_ids=tuple(range(5, 9)), **more)
+        requests.append(
+            Request((*begun, *prompt_of(draw.randrange(3))), draw.choice([None, "a", "b"]), sampling, number)
+        )
+    left, cancelled, done = list(requests), set(), {}
+    while left or engine.busy:
+        if left and draw.random() < 0.5:
+            engine.submit(left.pop())
+        if draw.random() < 0.1:
+            cancelled.add(number := draw.randrange(len(requests)))
+            engine.cancel(number)
+        for event in engine.step():
+            if event.completion is not None:
+                assert (event.request_id, event.index) not in done
+                done[event.request_id, event.index] = event.completion
+    for request in requests:
+        for completion in Engine(llama).run([request]):
+            found = done[request.id, completion.index]
+            if found.finish_reason == "cancelled":
+                assert request.id in cancelled
+            else:
+                assert (found.token_ids, found.finish_reason) == (completion.token_ids, completion.finish_reason)
 
 
 def test_samples_with_prompt_log_probs_are_read_once(llama: AdaptedModel) -> None:

@@ -126,7 +126,8 @@ def test_what_an_adapter_needs_to_be_opened(run_folder: Path, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("reuse")
 def test_chat_from_a_pipe(opened: Opened) -> None:
-    lines = "Where is he?\n\n/use two\nWhere is he?\n/nope\n/use oen\n/all\nWho are you?\n/base\nA cat\n/quit\nnever\n"
+    lines = "Where is he?\n\n/use two\nWhere is he?\n/nope\n/use oen\n/all of you\n"
+    lines += "/all\nWho are you?\n/base\nA cat\n/quit\nnever\n"
     result = run(chat, "--temperature", "0", "--max-new-tokens", "8", given=lines)
     assert result.exit_code == 0, result.output
     firsts = {name: answer(opened, name, "Where is he?") for name in TEMPLATES}
@@ -139,6 +140,7 @@ def test_chat_from_a_pipe(opened: Opened) -> None:
     assert f"base: {at_base}\n" in result.stdout
     assert answer(opened, "base", "Who are you?", at_base, "A cat") in result.stdout
     assert "unknown command '/nope'" in result.stderr
+    assert "/all stands alone; 'of you' was not read" in result.stderr
     assert "Did you mean 'one'?" in result.stderr
 
 
