@@ -279,7 +279,7 @@ class Engine:
         return chosen.events
 
     def _keep(self, row: Row, piece: Piece) -> None:
-        """Keep what was computed of a row for requests that go on from its answer, if its adapters are what they were."""
+        """Keep what was computed of a row for requests that go on from its answer; nothing if its adapters changed."""
         ids = (*row.prompt, *row.tokens[:-1])
         if row.key == self._key(row.stack):
             self.prefixes.add(row.key, ids, chain(row.key, ids), piece.cut(len(ids)))

@@ -54,7 +54,10 @@ class Shelf(AbstractSet[str]):
     # --- what there is ----------------------------------------------------------------------------------------------
 
     def __contains__(self, name: object) -> bool:
-        return name in list(self)
+        if not isinstance(name, str) or name in self._leaving:
+            return False
+        self._sync({name})
+        return name in self._model.adapters or name in self._files
 
     def __iter__(self) -> Iterator[str]:
         self._sync()
@@ -75,9 +78,13 @@ class Shelf(AbstractSet[str]):
         self._sync()
         return frozenset(name for name, filed in self._files.items() if filed.out)
 
-    def _sync(self) -> None:
-        """Forget folders that no longer hold what is there: another adapter has the name, or it was trained."""
-        for name, filed in list(self._files.items()):
+    def _sync(self, names: set[str] | None = None) -> None:
+        """Forget folders that no longer hold what is there: another adapter has the name, or it was trained.
+
+        Those of ``names`` suffice where no others matter: to look at all takes time.
+        """
+        for name in list(self._files) if names is None else names & self._files.keys():
+            filed = self._files[name]
             if self._model.adapters.get(name) is not (None if filed.out else filed.adapter) or filed.changed:
                 del self._files[name]
 
@@ -196,6 +203,7 @@ class Shelf(AbstractSet[str]):
         """
         if self.limit is None:
             return True
+        self._sync()
         kept = wanted | _owners(self._running())
         able = {name: filed for name, filed in self._files.items() if not filed.out and name not in kept}
         over = self.bytes + size - self.limit
@@ -215,9 +223,9 @@ class Shelf(AbstractSet[str]):
         Raises:
             UserError: one cannot come back, or they never fit.
         """
-        self._sync()
         owners = _owners({stack})
-        used = {name: self._files.pop(name) for name in list(self._files) if name in owners}
+        self._sync(owners)
+        used = {name: self._files.pop(name) for name in sorted(owners & self._files.keys())}
         self._files |= used  # now the most recently used
         missing = {name: filed for name, filed in used.items() if filed.out}
         if not missing:
@@ -232,9 +240,10 @@ class Shelf(AbstractSet[str]):
         return True
 
     def _check_fits(self, stack: Stack) -> None:
-        """See that the adapters of a stack fit into memory together, beside those that stay."""
-        sizes = [filed.bytes for name, filed in self._files.items() if name in _owners({stack})]
-        if sizes:
+        """See that the adapters of a stack fit into memory beside those that stay. If all are there, they do."""
+        filed = [self._files[name] for name in _owners({stack}) & self._files.keys()]
+        if self.limit is not None and any(each.out for each in filed):
+            sizes = [each.bytes for each in filed]
             self._check_limit(" + ".join(stack), sum(sizes), self._staying())
 
     # --- what requests are checked against --------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 from graftlm import AdaptedModel, LoRA
 from graftlm.adapters.method import Adapter
 from graftlm.errors import UserError
-from graftlm.generation import Completion, Engine, Request, SamplingSettings
+from graftlm.generation import Completion, Engine, Request, SamplingSettings, filed
 from graftlm.generation.filed import bytes_of, outline
 from tests.adapters.grid import model_with_all
 from tests.families import make_base, randomise
@@ -377,3 +377,17 @@ def test_nothing_keeps_what_has_left(model: AdaptedModel) -> None:
     finish(engine)
     gc.collect()
     assert kept() is None
+
+
+def test_a_request_costs_no_look_at_other_adapters(
+    model: AdaptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save("lora", tmp_path / "lora")
+    engine = Engine(model, adapter_bytes=10**9)
+    for number in range(5):
+        engine.adapters.add(f"filed-{number}", tmp_path / "lora")
+    looks: list[Adapter] = []
+    real = filed._versions
+    monkeypatch.setattr(filed, "_versions", lambda adapter: looks.append(adapter) or real(adapter))
+    engine.run(requests_of("filed-1", "filed-3", None))
+    assert {id(adapter) for adapter in looks} == {id(model.adapters[name]) for name in ("filed-1", "filed-3")}

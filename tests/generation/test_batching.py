@@ -143,6 +143,21 @@ class TestPrefixes:
         assert engine.statistics.reused == 32
         assert second.token_ids == Engine(llama).run([request])[0].token_ids
 
+    @pytest.mark.parametrize("length", [15, 16, 17, 32])
+    def test_that_are_the_whole_prompt(self, llama: AdaptedModel, length: int) -> None:
+        engine, request = Engine(llama), Request(prompt_of(length), "a", sampled())
+        first, second = (engine.run([request])[0] for _ in range(2))
+        assert first == replace(second, request_id=first.request_id)
+        assert engine.statistics.reused == (length - 1) // 16 * 16  # the last token is read: its logits are not kept
+
+    @pytest.mark.parametrize("new", [11, 12, 13])
+    def test_of_answers_that_end_beside_a_block(self, llama: AdaptedModel, new: int) -> None:
+        engine = Engine(llama, keep_answers=True)
+        prompt = prompt_of(20)
+        request = Request((*prompt, *engine.run([Request(prompt, "a", sampled(new))])[0].token_ids, 9), "a", sampled())
+        assert engine.run([request])[0].token_ids == Engine(llama).run([request])[0].token_ids
+        assert engine.statistics.reused == (20 + new - 1) // 16 * 16  # the last token was never read
+
     def test_of_answers_whose_adapter_was_trained_meanwhile(self) -> None:
         model = AdaptedModel(make_base("llama", dtype=torch.float64))
         randomise(model.add("a", LoRA(rank=2)), seed=1)
