@@ -118,7 +118,10 @@ class Row:
         return self._end("error", error)
 
     def _end(self, reason: FinishReason, error: str | None = None) -> TokenEvent:
-        text = self.stream.finish() if self.stream is not None else ""
+        text = ""
+        if self.stream is not None:
+            beam = self.tokens if self.search is not None else ()  # its text was not read as it came: it might change
+            text = "".join(map(self.stream.push, beam)) + self.stream.finish()
         return TokenEvent(self.id, None, None, text, self._completion(reason, error), self.index)
 
     def _completion(self, reason: FinishReason, error: str | None = None) -> Completion:

@@ -16,7 +16,6 @@ from graftlm import AdaptedModel, LoRA
 from graftlm.adapters.routing import mix_seed
 from graftlm.errors import UserError
 from graftlm.generation import Completion, Engine, Request, SamplingSettings
-from graftlm.generation import engine as engine_module
 from tests.adapters.grid import DECODERS, model_with_all
 from tests.families import VOCABULARY, make_base, randomise
 
@@ -353,41 +352,6 @@ class TestErrors:
             assert done[n].finish_reason == "error"
             assert "its adapter was removed while it ran" in (done[n].error or "")
             assert done[n].token_ids == expected[n].token_ids[: len(done[n].token_ids)]
-
-    def test_no_memory_for_one_request(self, llama: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        requests = [Request(prompt_of(n, n), None, sampled(seed=n)) for n in (5, 30, 8, 3)]
-        expected = Engine(llama).run(requests)
-        real = engine_module.read
-
-        def read(model: AdaptedModel, jobs: Any, tokens: int) -> Any:
-            if any(len(job.prompt) == 30 for job in jobs):
-                raise RuntimeError(
-                    "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 bytes"
-                )
-            return real(model, jobs, tokens)
-
-        monkeypatch.setattr(engine_module, "read", read)
-        found = Engine(llama).run(requests)
-        assert tokens_of([found[n] for n in (0, 2, 3)]) == tokens_of([expected[n] for n in (0, 2, 3)])
-        assert "not enough memory for a request of 30 tokens" in (found[1].error or "")
-
-    def test_no_memory_for_a_step(self, llama: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        requests = [Request(prompt_of(n, n), None, sampled(seed=n)) for n in (5, 30, 8)]
-        expected = Engine(llama).run(requests)
-        engine = Engine(llama)
-        real, calls = llama.hidden, [0]
-
-        def hidden(*args: Any, **kwargs: Any) -> Any:
-            calls[0] += 1
-            if calls[0] == 4:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(llama, "hidden", hidden)
-        found = engine.run(requests)
-        assert tokens_of([found[n] for n in (0, 2)]) == tokens_of([expected[n] for n in (0, 2)])
-        assert found[1].finish_reason == "error"
-        assert found[1].token_ids == expected[1].token_ids[: len(found[1].token_ids)]
 
     def test_a_step_that_is_broken_off(self, llama: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         engine = Engine(llama, max_batch_rows=1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from graftlm import AdaptedModel, LoRA
 from graftlm.errors import UserError
@@ -176,3 +177,18 @@ def test_what_does_not_go_with_beams(llama: AdaptedModel, settings: SamplingSett
 def test_beams_need_memory_together(llama: AdaptedModel) -> None:
     with pytest.raises(UserError, match=r"51 tokens \(for each of 3 beams, 5 of its prompt and 12 new ones\)"):
         Engine(llama, cache_tokens=50).submit(Request(prompt_of(5), None, beams(3)))
+
+
+def test_beams_that_are_cancelled_give_the_text_they_have(
+    tiny: AdaptedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    engine = Engine(tiny, tokenizer)
+    prompt = tuple(tokenizer("Once upon a time")["input_ids"])
+    number = engine.submit(Request(prompt, None, SamplingSettings(num_beams=3, n=2, max_new_tokens=9)))
+    for _ in range(3):
+        engine.step()
+    engine.cancel(number)
+    for event in engine.step():
+        assert event.completion is not None
+        assert event.completion.text == event.text == tokenizer.decode(event.completion.token_ids)
+        assert len(event.completion.token_ids) == 3

@@ -12,6 +12,7 @@ import torch
 
 from graftlm import AdaptedModel, LoRA
 from graftlm.generation import Engine, Request
+from graftlm.generation import engine as engine_module
 from graftlm.generation import prefill as prefill_module
 from graftlm.generation.cache import Piece, _Layer
 from graftlm.generation.prefixes import chain
@@ -79,6 +80,33 @@ def test_nothing_stays_of_a_row_whose_numbers_were_none() -> None:
     for _ in range(6):  # what they wrote is now further back than the prompts to come
         engine.step()
     assert tokens_of(engine.run(later)) == expected
+
+
+def test_no_memory_for_one_request(llama: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request(prompt_of(n, n), None, sampled(seed=n)) for n in (5, 30, 8, 3)]
+    expected = Engine(llama).run(requests)
+    real = engine_module.read
+
+    def read(model: AdaptedModel, jobs: Any, tokens: int) -> Any:
+        if any(len(job.prompt) == 30 for job in jobs):
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+        return real(model, jobs, tokens)
+
+    monkeypatch.setattr(engine_module, "read", read)
+    found = Engine(llama).run(requests)
+    assert tokens_of([found[n] for n in (0, 2, 3)]) == tokens_of([expected[n] for n in (0, 2, 3)])
+    assert "not enough memory for a request of 30 tokens" in (found[1].error or "")
+
+
+def test_no_memory_for_a_step(llama: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request(prompt_of(n, n), None, sampled(seed=n)) for n in (5, 30, 8)]
+    expected = Engine(llama).run(requests)
+    engine = Engine(llama)
+    monkeypatch.setattr(llama, "hidden", failing(llama.hidden, on_call=4))
+    found = engine.run(requests)
+    assert tokens_of([found[n] for n in (0, 2)]) == tokens_of([expected[n] for n in (0, 2)])
+    assert found[1].finish_reason == "error"
+    assert found[1].token_ids == expected[1].token_ids[: len(found[1].token_ids)]
 
 
 def test_no_memory_for_the_table(llama: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
