@@ -313,6 +313,36 @@ def test_samples_with_prompt_log_probs_are_read_once(llama: AdaptedModel) -> Non
     assert {event.request_id for event in engine.step()} == {first}
 
 
+@pytest.mark.parametrize(("cache_tokens", "together"), [(39, 1), (40, 2), (59, 2), (60, 3)])
+def test_as_many_run_as_keys_and_values_are_kept_for(llama: AdaptedModel, cache_tokens: int, together: int) -> None:
+    engine = Engine(llama, cache_tokens=cache_tokens)
+    for seed, (length, new) in enumerate(((15, 5), (10, 10), (5, 15))):  # the widest decides: 20 each
+        engine.submit(Request(prompt_of(length, seed), None, sampled(new)))
+    most = 0
+    while engine.busy:
+        engine.step()
+        most = max(most, len(engine._begun()))
+    assert most == together
+
+
+def test_adapters_that_are_trained_while_they_run_serve_as_they_are() -> None:
+    def log_probs(forget: bool) -> list[tuple[float, ...]]:
+        model = AdaptedModel(make_base("llama", dtype=torch.float64))
+        for seed, name in enumerate("ab"):
+            randomise(model.add(name, LoRA(rank=2)), seed=seed)
+        engine = Engine(model)
+        stream = engine.stream([Request(prompt_of(4, n), name, sampled(9)) for n, name in enumerate("abab")])
+        events = [next(stream) for _ in range(12)]
+        with torch.no_grad():
+            for parameter in model.adapters["a"].parameters():
+                parameter.mul_(3)
+        if forget:
+            engine._slots.forget()
+        return [e.completion.log_probs for e in (*events, *stream) if e.completion is not None]
+
+    assert log_probs(forget=False) == log_probs(forget=True)
+
+
 def test_slots_are_refilled(llama: AdaptedModel) -> None:
     draw = random.Random(0)
     requests = [

@@ -14,7 +14,7 @@ from graftlm import AdaptedModel, LoRA
 from graftlm.generation import Engine, Request
 from graftlm.generation import engine as engine_module
 from graftlm.generation import prefill as prefill_module
-from graftlm.generation.cache import Piece, _Layer
+from graftlm.generation.cache import Columns, Piece, _Layer
 from graftlm.generation.prefixes import chain
 from tests.families import add_random, make_base
 from tests.generation.test_batching import prompt_of, sampled, tokens_of
@@ -48,6 +48,18 @@ def test_a_table_is_as_high_or_as_wide_as_its_rows(tiny: AdaptedModel) -> None:
     assert found == [*expected, *expected[:32]]
     assert [rows for rows, _ in sizes] == [32, 3, 32]
     assert sizes[0] == sizes[2]
+
+
+def test_a_table_becomes_narrow_around_what_it_holds() -> None:
+    pieces = [Piece(((torch.randn(2, length, 4), torch.randn(2, length, 4)),)) for length in (150, 5)]
+    table = Columns(4, 200, most=300)
+    table.join(pieces, [0, 1])
+    table.leave([0])
+    table.compact([1])
+    table.reserve(32, 10)
+    assert (table.rows, table.width) == (32, 64)
+    for found, given in zip(table.piece(0).layers[0], pieces[1].layers[0], strict=True):
+        assert torch.equal(found, given)
 
 
 def test_rows_that_run_keep_their_place_when_a_table_becomes_narrow(llama: AdaptedModel) -> None:
