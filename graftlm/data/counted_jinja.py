@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, wraps
 from typing import Any
 
@@ -63,10 +63,12 @@ class BadValue(Exception):
 
 @dataclass(slots=True)
 class Budget:
-    """What a rendering may still spend, and the source of its random choices."""
+    """What a rendering may still spend, and what its random choices follow from."""
 
     left: int
-    seed: str
+    seed: str = ""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    draws: int = 0
 
     def spend(self, units: int) -> None:
         self.left -= units
@@ -78,7 +80,7 @@ _BUDGET: ContextVar[Budget] = ContextVar("budget")
 
 
 def render(template: jinja2.Template, row: Mapping[str, Any], seed: str, *, work: int = WORK) -> str:
-    """The pattern with a row's values; ``choice`` and ``random`` draw by ``seed`` and nothing else.
+    """The pattern with a row's values; ``choice`` and ``random`` draw by ``seed`` and the row, wherever it stands.
 
     Patterns may append to the lists of the row: give a copy (``plain``).
 
@@ -88,7 +90,7 @@ def render(template: jinja2.Template, row: Mapping[str, Any], seed: str, *, work
         jinja2.exceptions.SecurityError: it reaches for what is not allowed.
         jinja2.TemplateError, and what else bad values raise (TypeError, ValueError, LookupError, ArithmeticError).
     """
-    token = _BUDGET.set(Budget(work, seed))
+    token = _BUDGET.set(Budget(work, seed, row))
     try:
         return template.render(row)
     finally:
@@ -102,7 +104,7 @@ def compile_pattern(source: str) -> jinja2.Template:
         jinja2.TemplateSyntaxError: it is not valid, or uses a statement, filter or name that is not allowed.
         OverBudget: what is constant in it is too large.
     """
-    token = _BUDGET.set(Budget(WORK, ""))
+    token = _BUDGET.set(Budget(WORK))
     try:
         return _sandbox().from_string(source)
     finally:
@@ -317,13 +319,13 @@ def _to_json(value: Any, indent: int | None = None) -> str:
 
 
 def _choice(values: Any) -> Any:
-    """One of the values. The draw depends on the rendering's seed and on what was spent so far, so that two
-    choices of one pattern are independent and the same row is always given the same."""
+    """One of the values: a row is always given the same, and two choices in one pattern are independent."""
     budget = _BUDGET.get()
     values = list(values)
     if not values:
         raise BadValue("there is nothing to choose from")
-    return random.Random(f"{budget.seed}\0{budget.left}").choice(values)
+    budget.draws += 1
+    return random.Random(f"{budget.seed}\0{budget.draws}\0{budget.row!r}").choice(values)
 
 
 def _most_frequent(values: Iterable[Any]) -> list[Any]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2.exceptions import SecurityError
@@ -21,9 +21,15 @@ from graftlm.data.counted_jinja import BadValue, OverBudget, compile_pattern, fi
 from graftlm.data.formats import Row, RowProblem, check
 from graftlm.data.instances import Instance, Message, Provenance
 from graftlm.data.readers import read_rows
+from graftlm.data.task_fields import expand_row
 from graftlm.errors import UserError, unknown_name
 
+if TYPE_CHECKING:
+    from graftlm.data.prepare import RowCounts
+
+PREFIX = "promptsource:"
 SEPARATOR = "|||"
+Classes = Sequence[str] | Mapping[str, int]
 _PROTECTED = "\ue0f0\ue0f1\ue0f0"  # stands for a separator that is part of a row's own text
 _BAD_VALUES = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
@@ -120,10 +126,12 @@ def compile_template(template: PromptTemplate) -> tuple[jinja2.Template, jinja2.
     return compiled[0], compiled[1]
 
 
-def to_instance(template: PromptTemplate, row: Row, *, source: str = "", number: int = 0, seed: int = 0) -> Instance:
+def to_instance(
+    template: PromptTemplate, row: Row, *, source: str = "", number: int = 0, licence: str = "", seed: int = 0
+) -> Instance:
     """The row as the template writes it: a user message, and the target as the answer.
 
-    ``choice`` in a template draws by ``seed``, the template's name and the row's ``number``.
+    ``choice`` in a template draws by ``seed``, the template's name and the row, whatever its ``number``.
 
     Raises:
         RowProblem: the template skips the row, lacks a column, writes an empty part or takes too many steps.
@@ -133,7 +141,7 @@ def to_instance(template: PromptTemplate, row: Row, *, source: str = "", number:
     if "answer_choices" in row:
         raise RowProblem("the row has a field 'answer_choices', which is a template's own")
     values = plain(row, _protect)
-    draw = f"{seed}\0{template.key}\0{number}"
+    draw = f"{seed}\0{template.key}"
     if choices is not None:
         rendered = _render(template, choices, values, draw)
         values["answer_choices"] = [part.strip() for part in rendered.split(SEPARATOR)]
@@ -146,46 +154,85 @@ def to_instance(template: PromptTemplate, row: Row, *, source: str = "", number:
     prompt, answer = (part.replace(_PROTECTED, SEPARATOR) for part in parts)
     messages = check([Message("user", prompt), Message("assistant", answer)])
     language = template.languages[0] if len(template.languages) == 1 else ""
-    return Instance(messages, source, number, Provenance(template.task, template.key, language))
+    return Instance(messages, source, number, Provenance(template.task, template.key, language, licence))
+
+
+def find_templates(reference: str) -> list[PromptTemplate]:
+    """The template of ``FILE.jsonl.gz#dataset/subset/name``, or all of a data set: ``FILE.jsonl.gz#dataset/subset``.
+
+    Raises:
+        UserError: there is none, or one of them is not valid.
+    """
+    path, _, name = reference.removeprefix(PREFIX).partition("#")
+    templates = load_promptsource(path)
+    chosen = [templates[name]] if name in templates else [t for k, t in templates.items() if k.startswith(f"{name}/")]
+    if not chosen:
+        raise _no_template(reference, name, list(templates))
+    for template in chosen:
+        compile_template(template)
+    return chosen
 
 
 def promptsource_formatter(
-    reference: str,
+    reference: str | Sequence[PromptTemplate],
     *,
     columns: Mapping[str, str] | None = None,
-    classes: Mapping[str, Sequence[str]] | None = None,
+    classes: Mapping[str, Classes] | None = None,
     source: str = "",
+    licence: str = "",
     seed: int = 0,
 ) -> Callable[[Row, int], Instance]:
-    """What makes an instance of a row and its number, by ``FILE.jsonl.gz#dataset/subset/name``.
+    """What makes an instance of a row and its number, by a reference (see ``find_templates``) or by templates.
 
-    A reference that names a data set (``#glue/sst2``) draws one of its templates for each row. ``columns`` gives the
-    file's column for a field of the template ({"sentence": "text"}); ``classes`` the words of a field in the order of
-    the numbers that the template expects ({"label": ["negative", "positive"]}).
+    Of several templates one is drawn for each row. ``columns`` gives the file's column for a field of the template
+    ({"sentence": "text"}); ``classes`` the words of a field in the order of the numbers that the template expects
+    ({"label": ["negative", "positive"]}), or each word's number.
 
     Raises:
         UserError: there is no such template, or it is not valid. The formatter raises what ``to_instance`` does.
     """
-    path, mark, name = reference.removeprefix("promptsource:").partition("#")
-    templates = load_promptsource(path)
-    chosen = [templates[name]] if name in templates else [t for k, t in templates.items() if k.startswith(f"{name}/")]
-    if not mark or not chosen:
-        raise _no_template(reference, name, list(templates))
-    for template in chosen:
-        compile_template(template)
-    places = {field: {word: i for i, word in enumerate(words)} for field, words in (classes or {}).items()}
+    chosen = find_templates(reference) if isinstance(reference, str) else list(reference)
+    renamed = dict(columns or {})
+    places = {
+        name: dict(words) if isinstance(words, Mapping) else {word: place for place, word in enumerate(words)}
+        for name, words in (classes or {}).items()
+    }
 
     def formatter(row: Row, number: int) -> Instance:
-        renamed = {**row, **{field: row[column] for field, column in (columns or {}).items() if column in row}}
-        for field, place in places.items():
-            word = renamed.get(field)
-            if not isinstance(word, str) or word not in place:
-                raise RowProblem(f"field '{field}' is none of its classes")
-            renamed[field] = place[word]
-        draw = random.Random(f"{seed}\0{reference}\0{number}")
-        return to_instance(draw.choice(chosen), renamed, source=source, number=number, seed=seed)
+        values = {**row, **{name: row[column] for name, column in renamed.items() if column in row}}
+        for name, place in places.items():
+            word = values.get(name)
+            if isinstance(word, str):
+                if word not in place:
+                    raise RowProblem(f"field '{name}' is none of its classes")
+                values[name] = place[word]
+        template = chosen[0]
+        if len(chosen) > 1:
+            template = random.Random(f"{seed}\0{template.task}\0{values!r}").choice(chosen)
+        return to_instance(template, values, source=source, number=number, licence=licence, seed=seed)
 
     return formatter
+
+
+def format_with(
+    formatters: Sequence[Callable[[Row, int], Instance]],
+    rows: Iterable[tuple[int, Row]],
+    counts: RowCounts,
+    source: str = "",
+) -> Iterator[Instance]:
+    """The instances of rows, one by each formatter; what is dropped is in ``counts`` by reason."""
+    for number, whole in rows:
+        counts.rows += 1
+        for row in expand_row(whole):
+            for formatter in formatters:
+                counts.read += 1
+                try:
+                    instance = formatter(row, number)
+                except RowProblem as problem:
+                    counts.drop(problem.reason, source, number)
+                else:
+                    counts.kept += 1
+                    yield instance
 
 
 def _no_template(reference: str, name: str, known: list[str]) -> UserError:

@@ -14,10 +14,13 @@ from graftlm.data.formats import RowProblem
 from graftlm.data.promptsource import (
     PromptTemplate,
     compile_template,
+    find_templates,
+    format_with,
     load_promptsource,
     promptsource_formatter,
     to_instance,
 )
+from graftlm.data.prepare import RowCounts
 from graftlm.data.readers import read_rows
 from graftlm.errors import UserError
 from tests.data.promptsource_rows import search
@@ -77,19 +80,13 @@ def test_a_template_does_not_change_the_row():
 
 
 def test_choice_follows_seed_and_row_alone():
-    draws = [
-        write("{{range(1000)|choice}} {{range(1000)|choice}}|||x", number=n, seed=s)[0]
-        for s in (0, 1)
-        for n in range(30)
-    ]
-    again = [
-        write("{{range(1000)|choice}} {{range(1000)|choice}}|||x", number=n, seed=s)[0]
-        for s in (0, 1)
-        for n in range(30)
-    ]
-    assert draws == again
+    def draw(label: int, seed: int, number: int) -> str:
+        return write("{{range(1000)|choice}} {{range(1000)|choice}}|||x", {"label": label}, number=number, seed=seed)[0]
+
+    draws = [draw(label, seed, number=1) for seed in (0, 1) for label in range(30)]
+    assert draws == [draw(label, seed, number=2) for seed in (0, 1) for label in range(30)]
     assert len(set(draws)) > 50
-    assert all(len(set(draw.split())) == 2 for draw in draws[:5])
+    assert sum(len(set(drawn.split())) for drawn in draws) > 110
 
 
 @pytest.mark.parametrize(
@@ -253,15 +250,29 @@ def test_formatter(file):
         formatter({"text": "fine", "label": "mixed"}, 2)
     with pytest.raises(RowProblem, match="missing field 'sentence'"):
         formatter({"label": "positive"}, 3)
+    numbers = promptsource_formatter(f"{file}#glue/sst2/review", classes={"label": {"-1": 0, "+1": 1}}, licence="CC0")
+    instance = numbers({"sentence": "fine", "label": "+1"}, 1)
+    assert (instance.messages[1].content, instance.provenance.licence) == ("good", "CC0")
+
+
+def test_every_row_is_kept_or_counted(file):
+    formatters = [promptsource_formatter([template], source="f") for template in find_templates(f"{file}#glue/sst2")]
+    rows = [(1, {"sentence": "fine", "label": 1}), (2, {"label": 1}), (3, {"sentence": "bad", "label": -1})]
+    counts = RowCounts()
+    instances = list(format_with(formatters, rows, counts, "f"))
+    assert [(i.row, i.messages[1].content) for i in instances] == [(1, "good"), (1, "1"), (3, "-1")]
+    assert (counts.rows, counts.read, counts.kept) == (3, 6, 3)
+    assert counts.dropped == {"missing field 'sentence'": 2, "a label is negative: the row is not labelled": 1}
+    assert counts.examples["missing field 'sentence'"] == ["f:2", "f:2"]
 
 
 def test_a_data_sets_templates_are_drawn_by_row(file):
     formatter = promptsource_formatter(f"{file}#glue/sst2")
-    row = {"sentence": "fine", "label": 0}
-    drawn = Counter(formatter(row, n).provenance.template for n in range(200))
-    assert len(drawn) == 2
-    assert min(drawn.values()) > 60
-    assert formatter(row, 7) == formatter(row, 7)
+    rows = [{"sentence": f"fine {n}", "label": 0} for n in range(200)]
+    drawn = [formatter(row, n).provenance.template for n, row in enumerate(rows)]
+    assert drawn == [formatter(row, 1).provenance.template for row in rows]
+    assert len(set(drawn)) == 2
+    assert min(Counter(drawn).values()) > 60
 
 
 @pytest.mark.parametrize(
