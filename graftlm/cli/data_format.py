@@ -13,17 +13,21 @@ from graftlm.cli.console import console
 from graftlm.errors import UserError
 
 if TYPE_CHECKING:
-    from graftlm.data.formatting import Demonstrations, FormatSettings
+    from graftlm.data.formatting import Demonstrations
     from graftlm.data.instances import Instance
     from graftlm.data.prepare import RowCounts
-    from graftlm.data.task_template import TaskTemplate
 
 HELD_OUT_NAMES = ("test", "dev", "valid", "validation", "eval", "heldout", "held_out")
 
 
 def format_command(
     file: Annotated[str, typer.Argument(help="Labelled rows: a file, a folder or the name of a data set of the Hub.")],
-    template: Annotated[str, typer.Option(help="A task template: a name of `data templates`, or a YAML file.")],
+    template: Annotated[
+        str,
+        typer.Option(
+            help="A task template: a name of `data templates`, a YAML file, or promptsource:FILE#dataset/name."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="What is written: a file that ends in .jsonl, or the folder of a set.")],
     language: Annotated[str, typer.Option(help="Language of descriptions and label words: en or zh.")] = "en",
     demonstrations: Annotated[
@@ -61,14 +65,32 @@ def format_command(
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn.")] = 0,
 ) -> None:
     """Give labelled rows human-written task descriptions, and write them as instances to train on."""
+    from graftlm.cli.data_promptsource import format_promptsource
     from graftlm.data.formatting import FormatSettings, demonstration_pool, format_rows
     from graftlm.data.prepare import RowCounts
     from graftlm.data.readers import read_rows
     from graftlm.data.task_fields import choose_columns, columns_of, expand_row, join_rows
     from graftlm.data.task_template import load_task_template
 
-    task = load_task_template(template)
     check_out(out)
+    if template.startswith("promptsource:"):
+        _refuse_for_promptsource(demonstrations != "0", few_shot_ratio is not None, inverted, split_file or join)
+        counts = RowCounts()
+        instances = format_promptsource(
+            file,
+            template,
+            counts,
+            columns=_pairs("column", column),
+            labels=_pairs("label", label),
+            every_template=all_descriptions,
+            split=split,
+            licence=licence,
+            seed=seed,
+        )
+        write_instances(out, instances, file, licence, counts)
+        print_counts(counts, out)
+        return
+    task = load_task_template(template)
 
     def rows(path: str, of: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         found = read_rows(path, split=of)
@@ -97,7 +119,7 @@ def format_command(
         _print_pool(pool, split_file or file)
     counts = RowCounts()
     instances = format_rows(rows(file, split), task, settings, seed, pool=pool, counts=counts)
-    write_instances(out, instances, task, settings, counts)
+    write_instances(out, instances, file, licence, counts)
     print_counts(counts, out)
 
 
@@ -115,6 +137,14 @@ def templates_command() -> None:
         kinds = ", ".join(task.labels or ()) or ("options" if task.options else "open")
         table.add_row(name, task.family, task.about + way, told, ", ".join(task.columns), kinds)
     console.print(table)
+
+
+def _refuse_for_promptsource(*given: object) -> None:
+    if any(given):
+        raise UserError(
+            "PromptSource templates write one prompt of one row: they take no demonstrations, joins or inverted tasks",
+            hint="Leave out --demonstrations, --few-shot-ratio, --inverted, --split-file and --join.",
+        )
 
 
 def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
@@ -162,10 +192,8 @@ def _print_pool(pool: Demonstrations, source: str) -> None:
     console.print(f"demonstrations from {source}: {', '.join(sizes)}", markup=False, soft_wrap=True)
 
 
-def write_instances(
-    out: Path, instances: Iterator[Instance], task: TaskTemplate, settings: FormatSettings, counts: RowCounts
-) -> None:
-    """Write instances as chat JSONL. The file is there only when it is whole.
+def write_instances(out: Path, instances: Iterator[Instance], source: str, licence: str, counts: RowCounts) -> None:
+    """Write instances as chat JSONL or as a set. Either is there only when it is whole.
 
     Raises:
         UserError: no instance is left, with the reasons.
@@ -173,14 +201,21 @@ def write_instances(
     import json
     import os
 
+    from graftlm.data.sets import SetCard, describe_source, write_set
+
     first = next(instances, None)
     if first is None:
         reasons = ", ".join(f"{number:,} × {reason}" for reason, number in counts.dropped.items())
-        raise UserError(f"{settings.source}: no row is left of {counts.read:,}: {reasons or 'the file holds none'}")
+        raise UserError(f"{source}: no row is left of {counts.read:,}: {reasons or 'the file holds none'}")
+    rows = chain([first], instances)
+    if out.suffix != ".jsonl":
+        sources = [describe_source(source, licence=licence)] if Path(source).is_file() else []
+        write_set(out, rows, SetCard(sources=sources, dropped=counts.dropped, examples=counts.examples))
+        return
     part = out.with_name(out.name + ".part")
     try:
         with part.open("w", encoding="utf-8") as file:
-            for instance in chain([first], instances):
+            for instance in rows:
                 file.write(json.dumps(as_row(instance), ensure_ascii=False) + "\n")
         os.replace(part, out)
     finally:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftlm.data.instances import Instance, Message, Role
+from graftlm.data.p3 import ORIGIN, origin_of
 from graftlm.errors import UserError, nearest
 
 Row = dict[str, Any]
@@ -69,7 +70,7 @@ class Format:
         Raises:
             RowProblem: a field is missing or of the wrong kind, an answer is empty, roles are out of order.
         """
-        return [Instance(check(self.convert(part)), source, number) for part in self.expand(row)]
+        return [Instance(check(self.convert(part)), source, number, origin_of(row)) for part in self.expand(row)]
 
 
 def recognise(
@@ -273,7 +274,11 @@ def _has_turns(row: Row, key: str, role: str) -> bool:
 def _known(
     name: str, convert: Callable[[Row], list[Message]], used: Sequence[str], **more: Any
 ) -> Callable[[list[str]], Format]:
-    return lambda columns: Format(name, convert, ignored=tuple(c for c in columns if c not in used), **more)
+    def form(columns: list[str]) -> Format:
+        read = {*used, *(ORIGIN if "template" in columns else ())}
+        return Format(name, convert, ignored=tuple(c for c in columns if c not in read), **more)
+
+    return form
 
 
 def _formats() -> dict[str, tuple[Callable[[Row], bool], Callable[[list[str]], Format]]]:

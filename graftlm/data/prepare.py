@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from graftlm.data.batches import EncodedRow
 from graftlm.data.formats import Format, RowProblem, check, fill, recognise
 from graftlm.data.instances import Instance, Message
+from graftlm.data.p3 import origin_of
 from graftlm.data.readers import find_sources, read_rows
 from graftlm.data.rendering import PROMPT_FILLS, Conversations, Rendering
 from graftlm.data.sets import default_split, is_set, read_set
@@ -159,7 +160,7 @@ def _instances(
             counts.read += 1
             counts.drop(problem.reason, source, number)
             continue
-        yield from _checked(Instance(tuple(messages), source, number), variables, counts)
+        yield from _checked(Instance(tuple(messages), source, number, origin_of(row)), variables, counts)
 
 
 def _checked(instance: Instance, variables: Mapping[str, str], counts: RowCounts) -> Iterator[Instance]:

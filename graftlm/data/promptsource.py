@@ -20,6 +20,7 @@ from jinja2.exceptions import SecurityError
 from graftlm.data.counted_jinja import BadValue, OverBudget, compile_pattern, fields, plain, render
 from graftlm.data.formats import Row, RowProblem, check
 from graftlm.data.instances import Instance, Message, Provenance
+from graftlm.data.p3 import family_of
 from graftlm.data.readers import read_rows
 from graftlm.data.task_fields import expand_row
 from graftlm.errors import UserError, unknown_name
@@ -52,6 +53,11 @@ class PromptTemplate:
     def task(self) -> str:
         """The data set with its subset: ``glue/sst2``."""
         return f"{self.dataset}/{self.subset}" if self.subset else self.dataset
+
+    @property
+    def family(self) -> str:
+        """The family of tasks where it is known, such as sentiment, else the data set."""
+        return family_of(self.task) or self.task
 
     @property
     def key(self) -> str:
@@ -154,7 +160,7 @@ def to_instance(
     prompt, answer = (part.replace(_PROTECTED, SEPARATOR) for part in parts)
     messages = check([Message("user", prompt), Message("assistant", answer)])
     language = template.languages[0] if len(template.languages) == 1 else ""
-    return Instance(messages, source, number, Provenance(template.task, template.key, language, licence))
+    return Instance(messages, source, number, Provenance(template.family, template.key, language, licence))
 
 
 def find_templates(reference: str) -> list[PromptTemplate]:
@@ -219,11 +225,19 @@ def format_with(
     rows: Iterable[tuple[int, Row]],
     counts: RowCounts,
     source: str = "",
+    split: str | None = None,
 ) -> Iterator[Instance]:
-    """The instances of rows, one by each formatter; what is dropped is in ``counts`` by reason."""
+    """The instances of rows, one by each formatter; what is dropped is in ``counts`` by reason.
+
+    With ``split``, rows whose column of that name says otherwise are dropped.
+    """
     for number, whole in rows:
         counts.rows += 1
         for row in expand_row(whole):
+            if split is not None and str(row.get("split", split)) != split:
+                counts.read += 1
+                counts.drop(f"of another split than '{split}'", source, number)
+                continue
             for formatter in formatters:
                 counts.read += 1
                 try:

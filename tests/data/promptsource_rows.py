@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from typing import Any
 
 from jinja2 import nodes
@@ -11,12 +12,17 @@ from graftlm.data.counted_jinja import _sandbox
 from graftlm.data.formats import RowProblem
 from graftlm.data.instances import Instance
 from graftlm.data.promptsource import PromptTemplate, to_instance
+from tests.data.promptsource_handmade import ROWS
 
 WORDS = ["alpha", "beta gamma", "Delta went home. He slept.", "A", "B", "3", "yes", "no"]
 
 
 def search(template: PromptTemplate, tries: int = 3000) -> tuple[dict[str, Any], Instance] | str:
     """A row that renders and its instance, or the reason of the last try."""
+    handmade = ROWS.get(template.dataset)
+    if handmade is not None:
+        with suppress(RowProblem):
+            return handmade, to_instance(template, handmade)
     tree = _Seen(template)
     reason = ""
     for attempt in range(tries):

@@ -317,7 +317,7 @@ def test_real_templates_write_what_plain_jinja_writes(real, monkeypatch):
     plain.filters.update(draws, most_frequent=sandbox._most_frequent)
     rendered = 0
     for template in real.values():
-        found = search(template, tries=60)
+        found = search(template, tries=300)
         if isinstance(found, str):
             continue
         row, instance = found
