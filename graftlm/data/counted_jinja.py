@@ -11,7 +11,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, wraps
@@ -25,17 +25,16 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import MAX_RANGE, SandboxedEnvironment
 from jinja2.tests import TESTS
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
+
+from graftlm.data.counted_rewrite import LETTERS, Rewrite
 
 WORK = 5_000_000  # units of a rendering
-STEP = 50  # units of one turn of a loop, beside what is written and computed in it
-LETTERS = 8  # letters of a text for one unit
+ENTRIES = 4  # entries of a list that is joined to another, for one unit
 BITS = 4096  # the longest whole number
 
-STATEMENTS = (nodes.Output, nodes.If, nodes.For, nodes.Assign, nodes.AssignBlock)
 FILTER_NAMES = (
     "abs capitalize count d default dictsort e first float format int items join last length list lower map max min"
-    " reject rejectattr replace reverse round select selectattr sort string sum title tojson trim truncate unique"
+    " reject rejectattr replace reverse round select selectattr sort string title tojson trim truncate unique"
     " upper wordcount"
 )
 TEXT_METHODS = (
@@ -43,6 +42,7 @@ TEXT_METHODS = (
     " rstrip replace startswith endswith removeprefix removesuffix index rindex find rfind count isdigit isalpha"
     " isalnum isnumeric isspace isupper islower istitle"
 )
+QUICK = frozenset("append pop get keys values items setdefault update".split())  # whatever their owner's size
 LOOP_NAMES = "index index0 revindex revindex0 first last length previtem nextitem depth depth0 cycle changed"
 MEMBERS: dict[type, frozenset[str]] = {
     str: frozenset(TEXT_METHODS.split()),
@@ -97,8 +97,8 @@ def render(template: jinja2.Template, row: Mapping[str, Any], seed: str, *, work
         _BUDGET.reset(token)
 
 
-def compile_pattern(source: str) -> jinja2.Template:
-    """The pattern as a template.
+def compile_pattern(source: str, sandbox: Sandbox | None = None) -> jinja2.Template:
+    """The pattern as a template, of ``sandbox`` if it has filters of its own.
 
     Raises:
         jinja2.TemplateSyntaxError: it is not valid, or uses a statement, filter or name that is not allowed.
@@ -106,7 +106,7 @@ def compile_pattern(source: str) -> jinja2.Template:
     """
     token = _BUDGET.set(Budget(WORK))
     try:
-        return _sandbox().from_string(source)
+        return (sandbox or _sandbox()).from_string(source)
     finally:
         _BUDGET.reset(token)
 
@@ -132,23 +132,31 @@ def plain(value: Any, text: Callable[[str], str] = str) -> Any:
 
 
 @cache
-def _sandbox() -> _Sandbox:
-    return _Sandbox()
+def _sandbox() -> Sandbox:
+    return Sandbox()
 
 
-class _Sandbox(SandboxedEnvironment):
+class Sandbox(SandboxedEnvironment):
+    """Where patterns run. ``more`` are further filters; ``trim_blocks`` leaves out the lines of statements."""
+
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
-    def __init__(self) -> None:
-        super().__init__(undefined=jinja2.StrictUndefined, finalize=_written, autoescape=False)
+    def __init__(self, more: Mapping[str, Callable[..., Any]] | None = None, *, trim_blocks: bool = False) -> None:
+        super().__init__(
+            undefined=jinja2.StrictUndefined,
+            finalize=_written,
+            autoescape=False,
+            trim_blocks=trim_blocks,
+            lstrip_blocks=trim_blocks,
+        )
         filters = {name: FILTERS[name] for name in FILTER_NAMES.split()}
-        own = {"tojson": _to_json, "choice": _choice, "random": _choice, "most_frequent": _most_frequent}
-        self.filters = {name: _paid(name, call) for name, call in {**filters, **own}.items()}
+        own = {"tojson": _to_json, "choice": _choice, "random": _choice, "most_frequent": _most_frequent, "sum": _sum}
+        self.filters = {name: _paid(name, call) for name, call in {**filters, **own, **(more or {})}.items()}
         self.tests = {name: _paid(name, call) for name, call in TESTS.items() if name != "callable"}
-        self.globals = {"range": _range, "zip": zip, "enumerate": enumerate, "namespace": Namespace}
+        self.globals = {"range": _range, "zip": _zip, "enumerate": _enumerate, "namespace": Namespace}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree: nodes.Template = _Rewrite(self.filters).visit(super()._parse(source, name, filename))
+        tree: nodes.Template = Rewrite(self.filters).visit(super()._parse(source, name, filename))
         tree.set_environment(self)
         return tree
 
@@ -178,20 +186,22 @@ class _Sandbox(SandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(__obj, "__self__", None)
-        if owner is __self:  # a helper that _Rewrite put there
+        if owner is __self:  # a helper that the rewriting put there
             return __obj(*args)
         name = getattr(__obj, "__name__", "")
         if isinstance(owner, str | list | dict) and name not in MEMBERS.get(type(owner), ()):
             raise SecurityError(f"'{name}' must not be called")
-        _charge(owner, *args, *kwargs.values())
+        _charge(*args, *kwargs.values())
+        if name not in QUICK:
+            _charge(owner)
         if isinstance(owner, str):
             _charge_text(name, owner, *args)
         result = super().call(__context, __obj, *args, **kwargs)
-        _charge(result)
+        if not isinstance(result, Namespace):
+            _charge(result)
         return result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        _charge(left, right)
         _pay_ahead(operator, left, right)
         result = super().call_binop(context, operator, left, right)
         if isinstance(result, int) and result.bit_length() > BITS:
@@ -204,7 +214,7 @@ class _Sandbox(SandboxedEnvironment):
         return "".join(map(str, values))
 
     def weighed(self, value: Any) -> Any:
-        """The value, once it is known to be small enough to be compared or put into a list."""
+        """The value, once it is paid for: before it is compared, put into a list or cut."""
         _charge(value)
         return value
 
@@ -212,9 +222,9 @@ class _Sandbox(SandboxedEnvironment):
         """A place in a list of words, which a label gives."""
         if isinstance(value, str):
             raise BadValue("a label is text where its number is due (give the words in order: classes)")
-        if isinstance(value, int) and value < 0:
+        if isinstance(value, int | float) and value < 0:
             raise BadValue("a label is negative: the row is not labelled")
-        return value
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
     def turns(self, values: Iterable[Any], cost: int) -> Iterator[Any]:
         """The values of a loop, each paid for."""
@@ -234,13 +244,15 @@ def _charge(*values: Any) -> None:
             str(value)  # one inside a list would be written as it is; this raises
         elif isinstance(value, str):
             budget.spend(1 + len(value) // LETTERS)
-        elif isinstance(value, list | tuple | set | frozenset):
+        elif isinstance(value, list | tuple | KeysView | ValuesView | ItemsView):
             budget.spend(1 + len(value))
             waiting.extend(value)
         elif isinstance(value, dict):
             budget.spend(1 + 2 * len(value))
             waiting.extend(value)
             waiting.extend(value.values())
+        elif isinstance(value, Namespace) or (callable(value) and not isinstance(value, LoopContext)):
+            raise BadValue("a method or a namespace is used as a value")
         else:
             budget.spend(1)
 
@@ -256,13 +268,25 @@ def _charge_text(name: str, text: str, *args: Any) -> None:
 
 
 def _pay_ahead(operator: str, left: Any, right: Any) -> None:
-    """Pay for a product, a power or a text filled in by ``%`` before it is made."""
-    if operator == "**" or (operator == "%" and isinstance(left, str) and re.search(r"\d{4}|\*", left)):
-        raise OverBudget
-    if operator == "*":
+    """Pay for what an operator makes, before it makes it."""
+    budget = _BUDGET.get()
+    if operator == "**":
+        if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > BITS:
+            raise OverBudget
+        return
+    if operator == "%" and isinstance(left, str):
+        if re.search(r"\d{4}|\*", left):
+            raise OverBudget
+        before = budget.left
+        _charge(right)
+        budget.spend((before - budget.left) * left.count("%"))  # a named part may be written again and again
+    elif operator == "*":
         for values, times in ((left, right), (right, left)):
             if isinstance(values, str | list | tuple) and isinstance(times, int):
-                _BUDGET.get().spend(max(times, 0) * (1 + len(values)) // LETTERS)
+                budget.spend(max(times, 0) * (1 + len(values)) // ENTRIES)
+    else:
+        for values in (left, right):
+            budget.spend(1 + (len(values) // ENTRIES if isinstance(values, str | list | tuple) else 0))
 
 
 def _paid(name: str, call: Any) -> Callable[..., Any]:
@@ -292,7 +316,7 @@ def _refuse_bombs(name: str, given: list[Any], kwargs: Mapping[str, Any]) -> Non
         if hasattr(given[0], "__len__"):
             _charge_text(name, str(between), given[0])
     elif name == "format":
-        _pay_ahead("%", str(given[0]), None)
+        _pay_ahead("%", str(given[0]), [given[1:], dict(kwargs)])
     elif name == "round" and any(value > 20 for value in [*given[1:], *kwargs.values()] if isinstance(value, int)):
         raise OverBudget
 
@@ -307,6 +331,18 @@ def _written(value: Any) -> Any:
     return value
 
 
+def _zip(*lists: Iterable[Any]) -> list[Any]:
+    return list(_sandbox().turns(zip(*lists, strict=False), 1))
+
+
+def _enumerate(values: Iterable[Any], start: int = 0) -> list[Any]:
+    return list(_sandbox().turns(enumerate(values, start), 1))
+
+
+def _sum(numbers: Iterable[Any]) -> Any:
+    return sum(numbers)
+
+
 def _range(*bounds: int) -> range:
     found = range(*bounds)
     if len(found) > MAX_RANGE:
@@ -318,7 +354,8 @@ def _to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=None if indent is None else min(indent, 8))
 
 
-def _choice(values: Any) -> Any:
+@jinja2.pass_context  # else one of a constant list would be chosen once, when the pattern is compiled
+def _choice(_: Context, values: Any) -> Any:
     """One of the values: a row is always given the same, and two choices in one pattern are independent."""
     budget = _BUDGET.get()
     values = list(values)
@@ -333,78 +370,3 @@ def _most_frequent(values: Iterable[Any]) -> list[Any]:
     counts = Counter(values)
     most = max(counts.values(), default=0)
     return [value for value, times in counts.items() if times == most]
-
-
-class _Rewrite(NodeTransformer):
-    """Refuses what is not allowed, and has loops, comparisons, lists and ``~`` pay."""
-
-    def __init__(self, filters: Collection[str]) -> None:
-        self.filters = filters
-
-    def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
-        if isinstance(node, nodes.Stmt) and not isinstance(node, STATEMENTS):
-            raise jinja2.TemplateSyntaxError(f"'{type(node).__name__.lower()}' is not allowed here", node.lineno)
-        return super().generic_visit(node, *args, **kwargs)
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        if node.recursive:
-            raise jinja2.TemplateSyntaxError("a recursive loop is not allowed here", node.lineno)
-        text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        cost = nodes.Const(STEP + text // LETTERS, lineno=node.lineno)
-        self.generic_visit(node)
-        node.iter = _helper("turns", node.iter, cost)
-        return node
-
-    def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
-        if node.name not in self.filters:
-            raise jinja2.TemplateSyntaxError(f"there is no filter '{node.name}' here", node.lineno)
-        return self.generic_visit(node)
-
-    def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
-        _refuse_internal(node.attr, node)
-        return self.generic_visit(node)
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        if isinstance(node.arg, nodes.Const):
-            _refuse_internal(node.arg.value, node)
-        words = isinstance(node.node, nodes.List) or (
-            isinstance(node.node, nodes.Name) and node.node.name == "answer_choices"
-        )
-        self.generic_visit(node)
-        if words and not isinstance(node.arg, nodes.Const | nodes.Slice | nodes.Neg):
-            node.arg = _helper("position", node.arg)
-        return node
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        self.generic_visit(node)
-        if not any(isinstance(part, nodes.Const) for part in (node.expr, *(op.expr for op in node.ops))):
-            node.expr = _helper("weighed", node.expr)
-            for operand in node.ops:
-                operand.expr = _helper("weighed", operand.expr)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _helper("joined", *node.nodes)
-
-    def visit_List(self, node: nodes.List | nodes.Tuple) -> nodes.Node:
-        self.generic_visit(node)
-        constant = all(isinstance(item, nodes.Const) for item in node.items)
-        stored = isinstance(node, nodes.Tuple) and node.ctx != "load"
-        return node if constant or stored else _helper("weighed", node)
-
-    visit_Tuple = visit_List
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
-        self.generic_visit(node)
-        return node if all(isinstance(pair.value, nodes.Const) for pair in node.items) else _helper("weighed", node)
-
-
-def _helper(name: str, *args: Any) -> nodes.Call:
-    line = args[0].lineno
-    return nodes.Call(nodes.EnvironmentAttribute(name, lineno=line), list(args), [], None, None, lineno=line)
-
-
-def _refuse_internal(name: Any, node: nodes.Node) -> None:
-    if isinstance(name, str) and name.startswith("__"):
-        raise jinja2.TemplateSyntaxError(f"'{name}' reaches into Python's internals: not allowed", node.lineno)

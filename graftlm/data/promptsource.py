@@ -125,8 +125,12 @@ def compile_template(template: PromptTemplate) -> tuple[jinja2.Template, jinja2.
             compiled.append(compile_pattern(source) if source else None)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"{_where(template)}, line {error.lineno}{part}: {error.message}") from error
-        except (OverBudget, BadValue, *_BAD_VALUES) as error:
-            raise UserError(f"{_where(template)}{part}: {error or 'constant values are too large'}") from error
+        except (OverBudget, MemoryError) as error:
+            raise UserError(f"{_where(template)}{part}: its constant values are too large") from error
+        except (RecursionError, SyntaxError) as error:
+            raise UserError(f"{_where(template)}{part}: it is nested too deep") from error
+        except (BadValue, *_BAD_VALUES) as error:
+            raise UserError(f"{_where(template)}{part}: {error}") from error
     if compiled[0] is None:
         raise UserError(f"{_where(template)}: the template is empty")
     return compiled[0], compiled[1]
@@ -146,7 +150,10 @@ def to_instance(
     main, choices = compile_template(template)
     if "answer_choices" in row:
         raise RowProblem("the row has a field 'answer_choices', which is a template's own")
-    values = plain(row, _protect)
+    try:
+        values = plain(row, _protect)
+    except RecursionError as error:
+        raise RowProblem("the row is nested too deep") from error
     draw = f"{seed}\0{template.key}"
     if choices is not None:
         rendered = _render(template, choices, values, draw)

@@ -89,6 +89,10 @@ def test_choice_follows_seed_and_row_alone():
     assert sum(len(set(drawn.split())) for drawn in draws) > 110
 
 
+def test_choice_of_constants_is_made_for_each_row():
+    assert {write("{{['a', 'b']|choice}}|||x", {"label": n})[0] for n in range(30)} == {"a", "b"}
+
+
 @pytest.mark.parametrize(
     ("jinja", "reason"),
     [
@@ -105,6 +109,8 @@ def test_choice_follows_seed_and_row_alone():
         ("{{['a'][text]}}|||x", "a label is text where its number is due (give the words in order: classes)"),
         ("{{['a', 'b'][label - 2]}}|||x", "a label is negative: the row is not labelled"),
         ("{{label + text}}|||x", "template fails on the row (TypeError)"),
+        ("{{text.upper}}|||x", "a method or a namespace is used as a value"),
+        ("{{namespace(a=1)}}|||x", "a method or a namespace is used as a value"),
         ("{{words.index(text)}}|||x", "template fails on the row (ValueError)"),
     ],
 )
@@ -167,6 +173,13 @@ def test_what_is_not_allowed_is_an_error(jinja):
         "{% set n = namespace(s=7) %}{% for i in range(99) %}{% set n.s = n.s * n.s %}{% endfor %}",
         "{% set n = namespace(s=range(9)) %}{% for i in range(99999) %}{% set n.s = n.s|map('string') %}{% endfor %}",
         "{% set a = [] %}{% set _ = a.append(a) %}{{ a }}",
+        "{{ zip(range(99999))|join('a' * 10000000) }}",
+        "{% set s = 'a' * 10000000 %}{% for i in range(99999) %}{% if s[1:] %}{% endif %}{% endfor %}",
+        "{% set s = 'a' * 10000000 %}{% for i in range(99999) %}{% if 'b' in s %}{% endif %}{% endfor %}",
+        "{{ ('%(a)s' * 1000) % {'a': 'b' * 10000000} }}",
+        "{{ ('%(a)s' * 1000)|format(a='b' * 10000000) }}",
+        "{% set n = namespace(d={'a': [1]}) %}{% for i in range(60) %}{% set n.d = {'a': n.d.values()|list * 2} %}{% endfor %}"
+        "{{ n.d.values() }}",
         "{% set a = [] %}{% set b = [] %}{% set _ = a.append(a) %}{% set _ = b.append(b) %}{{ a == b }}",
         "{% set a %}"
         + "x" * 1000
@@ -221,6 +234,14 @@ def test_load(file):
 def test_a_syntax_error_names_file_template_and_line(file):
     with pytest.raises(UserError, match=r"templates.jsonl: line 3: template 'broken' of trec, line 3: "):
         compile_template(load_promptsource(file)["trec/broken"])
+
+
+@pytest.mark.parametrize(
+    "jinja", ["{% for w in words %}" * 40 + "{% endfor %}" * 40, "{{ " + "(" * 9000 + "1" + ")" * 9000 + " }}"]
+)
+def test_a_template_that_is_nested_too_deep_is_an_error(jinja):
+    with pytest.raises(UserError, match="nested too deep"):
+        write(f"{jinja}|||x")
 
 
 @pytest.mark.parametrize(
