@@ -42,7 +42,9 @@ TEXT_METHODS = (
     " rstrip replace startswith endswith removeprefix removesuffix index rindex find rfind count isdigit isalpha"
     " isalnum isnumeric isspace isupper islower istitle"
 )
-QUICK = frozenset("append pop get keys values items setdefault update".split())  # whatever their owner's size
+QUICK = frozenset(
+    ["append", "pop", "get", "keys", "values", "items", "setdefault", "update"]
+)  # whatever their owner's size
 LOOP_NAMES = "index index0 revindex revindex0 first last length previtem nextitem depth depth0 cycle changed"
 MEMBERS: dict[type, frozenset[str]] = {
     str: frozenset(TEXT_METHODS.split()),

@@ -30,7 +30,9 @@ def files(tmp_path: Path) -> None:
 
 
 def _format(cli: Cli, name: str, out: str, *options: str):
-    return cli("data", "format", "rows.jsonl", "--template", f"promptsource:templates.jsonl{name}", "--out", out, *options)
+    return cli(
+        "data", "format", "rows.jsonl", "--template", f"promptsource:templates.jsonl{name}", "--out", out, *options
+    )
 
 
 @pytest.mark.usefixtures("files")
@@ -68,7 +70,11 @@ def test_all_templates_to_a_set(cli: Cli, tmp_path: Path):
     [
         ("#reviews/one", [], "'reviews/one' asks for sentence; its columns are: text, label"),
         ("#reviews/one", ["--column", "sentence=txt"], "rows.jsonl has no column 'txt'"),
-        ("#reviews/one", ["--column", "sentense=text"], "no field 'sentense' in 'reviews/one'; there are: label, sentence"),
+        (
+            "#reviews/one",
+            ["--column", "sentense=text"],
+            "no field 'sentense' in 'reviews/one'; there are: label, sentence",
+        ),
         ("#reviews/one", [*OPTIONS, "--label", "mixed=neither"], "knows labels by number, and 'neither' is none"),
         ("#reviews/one", [*OPTIONS, "--demonstrations", "2"], "they take no demonstrations, joins or inverted tasks"),
         ("#reviews/three", OPTIONS, "unknown template 'reviews/three'"),

@@ -31,7 +31,12 @@ ROWS: dict[str, dict[str, Any]] = {
         "claim_label": 0,
         "evidences": [{"evidence": f'"Fact {n}."', "evidence_label": n % 3, "article": "Heat"} for n in range(5)],
     },
-    "conv_ai_2": {"dialog": TURNS, "user_profile": [["I like ", "tea."]], "bot_profile": [["I am old."]], "eval_score": 3},
+    "conv_ai_2": {
+        "dialog": TURNS,
+        "user_profile": [["I like ", "tea."]],
+        "bot_profile": [["I am old."]],
+        "eval_score": 3,
+    },
     "conv_ai": {
         "context": "A text about tea.",
         "thread": TURNS,
@@ -47,7 +52,12 @@ ROWS: dict[str, dict[str, Any]] = {
         "answers": {"input_text": ["1889", "yes"], "answer_start": [23, 29], "answer_end": [27, 40]},
     },
     "craigslist_bargains": {
-        "items": {"Price": [80.0, 80.0], "Title": ["Lamp", "Lamp"], "Category": ["home"] * 2, "Description": ["Old"] * 2},
+        "items": {
+            "Price": [80.0, 80.0],
+            "Title": ["Lamp", "Lamp"],
+            "Category": ["home"] * 2,
+            "Description": ["Old"] * 2,
+        },
         "agent_info": {"Target": [60.0, 80.0], "Role": ["buyer", "seller"], "Bottomline": ["None", "None"]},
         "utterance": ["Hi", "70?", "Good"],
         "dialogue_acts": {"price": [-1.0, 70.0, -1.0], "intent": ["intro", "init-price", "accept"]},
@@ -57,7 +67,13 @@ ROWS: dict[str, dict[str, Any]] = {
         "title": "Ada",
         "sents": [["Ada", "lived", "in", "Rome", "."]],
         "vertexSet": [[{"name": name, "type": kind, "sent_id": 0, "pos": [0, 1]}] for kind, name in NER],
-        "labels": {"head": [0], "tail": [1], "relation_id": ["P20"], "relation_text": ["place of death"], "evidence": [[0]]},
+        "labels": {
+            "head": [0],
+            "tail": [1],
+            "relation_id": ["P20"],
+            "relation_text": ["place of death"],
+            "evidence": [[0]],
+        },
     },
     "evidence_infer_treatment": {"Text": "A study of tea. " * 20, "PMCID": 1, "Prompts": PROMPTS},
     "hotpot_qa": {

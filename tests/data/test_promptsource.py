@@ -11,6 +11,7 @@ import pytest
 
 from graftlm.data import counted_jinja as sandbox
 from graftlm.data.formats import RowProblem
+from graftlm.data.prepare import RowCounts
 from graftlm.data.promptsource import (
     PromptTemplate,
     compile_template,
@@ -20,7 +21,6 @@ from graftlm.data.promptsource import (
     promptsource_formatter,
     to_instance,
 )
-from graftlm.data.prepare import RowCounts
 from graftlm.data.readers import read_rows
 from graftlm.errors import UserError
 from tests.data.promptsource_rows import search
@@ -135,7 +135,7 @@ def test_rows_that_do_not_fit_say_why(jinja, reason):
         "{{ words.append.__self__ }}",
         "{{ self._TemplateReference__context }}",
         "{{ range.__init__.__globals__ }}",
-        "{{ zip.mro() }}",
+        "{{ namespace.mro() }}",
         "{{ label.real }}",
         "{{ words.sort() }}",
         "{{ namespace(a=1).__dict__ }}",
@@ -178,7 +178,8 @@ def test_what_is_not_allowed_is_an_error(jinja):
         "{% set s = 'a' * 10000000 %}{% for i in range(99999) %}{% if 'b' in s %}{% endif %}{% endfor %}",
         "{{ ('%(a)s' * 1000) % {'a': 'b' * 10000000} }}",
         "{{ ('%(a)s' * 1000)|format(a='b' * 10000000) }}",
-        "{% set n = namespace(d={'a': [1]}) %}{% for i in range(60) %}{% set n.d = {'a': n.d.values()|list * 2} %}{% endfor %}"
+        "{% set n = namespace(d={'a': [1]}) %}{% for i in range(60) %}"
+        "{% set n.d = {'a': n.d.values()|list * 2} %}{% endfor %}"
         "{{ n.d.values() }}",
         "{% set a = [] %}{% set b = [] %}{% set _ = a.append(a) %}{% set _ = b.append(b) %}{{ a == b }}",
         "{% set a %}"
@@ -228,7 +229,7 @@ def test_load(file):
     instance = to_instance(templates["glue/sst2/review"], {"sentence": "fine", "label": 1}, source="f", number=3)
     assert (instance.source, instance.row) == ("f", 3)
     provenance = instance.provenance
-    assert (provenance.task, provenance.template, provenance.language) == ("glue/sst2", "glue/sst2/review", "en")
+    assert (provenance.task, provenance.template, provenance.language) == ("sentiment", "glue/sst2/review", "en")
 
 
 def test_a_syntax_error_names_file_template_and_line(file):
