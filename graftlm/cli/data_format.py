@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from graftlm.data.instances import Instance
     from graftlm.data.prepare import RowCounts
 
+SHOWN = 20  # rows whose columns are looked at before all are formatted
 HELD_OUT_NAMES = ("test", "dev", "valid", "validation", "eval", "heldout", "held_out")
 
 
@@ -52,7 +54,7 @@ def format_command(
         typer.Option(help="How a label is spelt in the file: --label 5=positive. Repeatable."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="The split to format: of a data set, or of a column 'split'.")
+        str | None, typer.Option(help="The split to format, of a data set or of a column 'split'. Default: train.")
     ] = None,
     split_file: Annotated[
         str | None, typer.Option(help="Training rows for the demonstrations. Default: the training rows of FILE.")
@@ -66,7 +68,7 @@ def format_command(
 ) -> None:
     """Give labelled rows human-written task descriptions, and write them as instances to train on."""
     from graftlm.cli.data_promptsource import format_promptsource
-    from graftlm.data.formatting import FormatSettings, demonstration_pool, format_rows
+    from graftlm.data.formatting import FormatSettings, asked, demonstration_pool, format_rows
     from graftlm.data.prepare import RowCounts
     from graftlm.data.readers import read_rows
     from graftlm.data.task_fields import choose_columns, columns_of, expand_row, join_rows
@@ -96,7 +98,7 @@ def format_command(
         found = read_rows(path, split=of)
         return join_rows(found, read_rows(join), join_on) if join is not None else found
 
-    sample = [part for _, row in islice(rows(file, split), 20) for part in expand_row(row)]
+    sample = [part for _, row in islice(rows(file, split), SHOWN) for part in expand_row(row)]
     columns = choose_columns(columns_of(sample), task, _pairs("column", column), source=file)
     settings = FormatSettings(
         language=language,
@@ -106,7 +108,7 @@ def format_command(
         inverted=inverted,
         columns=columns,
         spellings=_pairs("label", label),
-        split=split,
+        split=split or ("train" if any("split" in row for row in sample) else None),
         licence=licence,
         source=file,
     )
@@ -114,8 +116,20 @@ def format_command(
     console.print(f"{file} as {task.name} ({task.family}): {'; '.join(columns.lines())}", markup=False, soft_wrap=True)
     pool = None
     if settings.demonstrations[1]:
-        _check_training_file(file, split_file, split, sample)
-        pool = demonstration_pool(rows(split_file or file, None if split_file else split), task, settings, seed)
+        name = _held_out_name(file, split, sample)
+        if split_file is None:
+            if name:
+                raise UserError(
+                    f"{file}: these look like held-out rows ('{name}'), which must not be demonstrations",
+                    hint="Name the training rows: --split-file train.jsonl",
+                )
+            pool = demonstration_pool(rows(file, split), task, settings, seed)
+        else:
+            first = [part for _, row in islice(rows(split_file), SHOWN) for part in expand_row(row)]
+            theirs = choose_columns(columns_of(first), task, _pairs("column", column), source=split_file)
+            known = replace(settings, columns=theirs, source=split_file)
+            barred = asked(rows(file, split), task, settings) if name else set()
+            pool = demonstration_pool(rows(split_file), task, known, seed, held_out=barred)
         _print_pool(pool, split_file or file)
     counts = RowCounts()
     instances = format_rows(rows(file, split), task, settings, seed, pool=pool, counts=counts)
@@ -171,18 +185,15 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out {out}: expected a file that ends in .jsonl, or the folder of a set")
 
 
-def _check_training_file(
-    file: str, split_file: str | None, split: str | None, sample: Iterable[dict[str, Any]]
-) -> None:
-    """Demonstrations must not come from held-out rows: refuse where the file itself looks like such."""
-    marked = any("split" in row for row in sample)
+def _held_out_name(file: str, split: str | None, sample: Iterable[dict[str, Any]]) -> str:
+    """What says that rows of a file are held out: its name or its split; "" where nothing does.
+
+    Rows that name their split themselves need no guess.
+    """
+    if any("split" in row for row in sample):
+        return ""
     name = split or Path(file).name.split(".")[0].lower()
-    words = name.replace("-", "_").split("_")
-    if split_file is None and not marked and any(word in words or name == word for word in HELD_OUT_NAMES):
-        raise UserError(
-            f"{file}: these look like held-out rows ('{name}'), which must not be demonstrations",
-            hint="Name the training rows: --split-file train.jsonl",
-        )
+    return name if any(word in HELD_OUT_NAMES for word in (name, *name.replace("-", "_").split("_"))) else ""
 
 
 def _print_pool(pool: Demonstrations, source: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 from graftlm.data.formats import RowProblem
 from graftlm.data.instances import Instance, Message, Provenance
 from graftlm.data.prepare import RowCounts
-from graftlm.data.sandbox import CannotFill
 from graftlm.data.task_fields import Columns, FieldReader, Fields, Row, choose_columns, expand_row, is_training
+from graftlm.data.task_pattern import CannotFill
 from graftlm.data.task_template import LETTERS, Inverted, TaskTemplate, pattern
 from graftlm.errors import UserError
 
@@ -103,15 +103,21 @@ def _draw_one(rows: Sequence[Fields], used: set[bytes], rng: random.Random) -> F
 
 
 def demonstration_pool(
-    rows: Iterable[tuple[int, Row]], template: TaskTemplate, settings: FormatSettings, seed: int, *, most: int = POOL
+    rows: Iterable[tuple[int, Row]],
+    template: TaskTemplate,
+    settings: FormatSettings,
+    seed: int,
+    *,
+    most: int = POOL,
+    held_out: Collection[bytes] = (),
 ) -> Demonstrations:
     """The training rows to draw from: at most ``most`` of a label, chosen by hash and so whatever their order.
 
     Rows whose column ``split`` says otherwise than "train" are left out, and so is a training row that asks the same
-    as one of them. Rows that cannot be read are left out too: formatting them counts them.
+    as one of them, or what is in ``held_out`` (of :func:`asked`). Rows that cannot be read are left out too.
     """
     reader: FieldReader | None = None
-    held_out: set[bytes] = set()
+    barred = set(held_out)
     heaps: dict[str | None, list[tuple[int, bytes, Fields]]] = {}
     kept: set[bytes] = set()
     for _, whole in rows:
@@ -122,7 +128,7 @@ def demonstration_pool(
             except RowProblem:
                 continue
             if not is_training(row):
-                held_out.update(fields.keys)
+                barred.update(fields.keys)
             elif fields.identity not in kept:
                 rank = -int.from_bytes(_hash(seed, "pool", fields.identity), "big")
                 heap = heaps.setdefault(fields.label, [])
@@ -135,8 +141,22 @@ def demonstration_pool(
         label: [fields for _, _, fields in sorted(heaps[label], key=lambda entry: entry[:2])]
         for label in sorted(heaps, key=str)
     }
-    free = {label: [f for f in listed if held_out.isdisjoint(f.keys)] for label, listed in by_label.items()}
+    free = {label: [f for f in listed if barred.isdisjoint(f.keys)] for label, listed in by_label.items()}
     return Demonstrations(free)
+
+
+def asked(rows: Iterable[tuple[int, Row]], template: TaskTemplate, settings: FormatSettings) -> set[bytes]:
+    """What rows ask, as keys: what must not come up in a demonstration if they are held out."""
+    reader: FieldReader | None = None
+    keys: set[bytes] = set()
+    for _, whole in rows:
+        for row in expand_row(whole):
+            reader = reader or _reader(row, template, settings)
+            try:
+                keys.update(reader.read(row).keys)
+            except RowProblem:
+                continue
+    return keys
 
 
 def format_rows(

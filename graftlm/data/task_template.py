@@ -11,12 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-import jinja2
 from jinja2 import pass_context
 from jinja2.runtime import Context
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from graftlm.data.sandbox import Pattern, compile_pattern, sandbox
+from graftlm.data.task_pattern import Pattern, TaskSandbox, read_pattern
 from graftlm.errors import UserError, nearest, unknown_name
 
 LANGUAGES = ("en", "zh")
@@ -184,7 +183,7 @@ class TaskTemplate(_Strict):
 
 def _pattern_problems(key: str, source: str, allowed: frozenset[str]) -> Iterator[str]:
     try:
-        unknown = compile_pattern(source, environment()).names - allowed
+        unknown = pattern(source).names - allowed
     except UserError as error:
         yield f"{key}: {error.message}"
         return
@@ -228,14 +227,14 @@ FILTERS: dict[str, Callable[..., Any]] = {
 
 
 @cache
-def environment() -> jinja2.Environment:
+def sandbox() -> TaskSandbox:
     """Where the patterns of task templates run."""
-    return sandbox(FILTERS)
+    return TaskSandbox(FILTERS)
 
 
 def pattern(source: str) -> Pattern:
     """A pattern of a task template, read once."""
-    return compile_pattern(source, environment())
+    return read_pattern(source, sandbox())
 
 
 @cache

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftlm.data.formatting import Demonstrations, FormatSettings, demonstration_pool, format_rows
+from graftlm.data.formatting import Demonstrations, FormatSettings, asked, demonstration_pool, format_rows
 from graftlm.data.instances import Instance, Message, Provenance
 from graftlm.data.prepare import RowCounts
 from graftlm.data.task_template import TaskTemplate, parse_task_template
@@ -166,15 +166,15 @@ def test_demonstrations_are_training_rows_and_never_the_row_itself(
     settings = FormatSettings(demonstrations=(count, count))
     pool = demonstration_pool(numbered(*rows), template, settings, seed)
 
-    def asked(text: str) -> str:
+    def plain(text: str) -> str:
         return " ".join(text.split()).lower()
 
-    held_out = {asked(row["text"]) for row in rows if row["split"] == "test"}
-    training = {asked(row["text"]) for row in rows if row["split"] == "train"} - held_out
+    held_out = {plain(row["text"]) for row in rows if row["split"] == "test"}
+    training = {plain(row["text"]) for row in rows if row["split"] == "train"} - held_out
     for instance in format_rows(numbered(*rows), template, settings, seed, pool=pool):
-        own = asked(rows[instance.row - 1]["text"])
+        own = plain(rows[instance.row - 1]["text"])
         shown = [part.partition(">")[0] for part in instance.messages[0].content.split("<")[1:]]
-        drawn = [asked(text.removeprefix("Text:")) for text in shown]
+        drawn = [plain(text.removeprefix("Text:")) for text in shown]
         drawn = drawn[:-1] if drawn else drawn
         assert own not in drawn
         assert set(drawn) <= training
@@ -211,6 +211,13 @@ def test_fewer_demonstrations_than_asked_are_counted() -> None:
     pool = demonstration_pool(rows, moods(), settings, 0)
     assert len(list(format_rows(rows, moods(), settings, 0, pool=pool, counts=counts))) == 2
     assert counts.truncated == {"fewer demonstrations than drawn": 2}
+
+
+def test_rows_of_a_held_out_file_are_no_demonstrations() -> None:
+    training = numbered({"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": 0})
+    held_out = asked(numbered({"text": "B", "label": 1}, {"text": "x", "label": 5}), moods(), FormatSettings())
+    pool = demonstration_pool(training, moods(), FormatSettings(), 0, held_out=held_out)
+    assert {fields.values["text"] for rows in pool.by_label.values() for fields in rows} == {"a", "c"}
 
 
 def test_no_pool_row_asks_the_same_as_another_demonstration() -> None:

@@ -1,0 +1,122 @@
+"""`graftlm data format` and `graftlm data templates`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.cli.conftest import Cli
+
+MOODS = [{"text": f"text {i}", "label": ("pos", "neg")[i % 2]} for i in range(12)]
+
+
+def save(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_format_writes_what_train_reads(cli: Cli, tmp_path: Path):
+    save(tmp_path / "train.jsonl", [*MOODS, {"text": "?", "label": "mixed"}])
+    ended = cli(
+        *("data", "format", "train.jsonl", "--template", "sentiment", "--out", "out.jsonl"),
+        *("--demonstrations", "1-2", "--licence", "CC0", "--language", "zh"),
+    )
+    assert ended.code == 0
+    assert ended.out == (
+        "train.jsonl as sentiment (sentiment): text ← text; label ← label\n"
+        "demonstrations from train.jsonl: negative 6, positive 6\n"
+        "out.jsonl: 12 instances of 13 rows\n"
+        "dropped    1: label 'mixed' is not in the template's list (train.jsonl:13)\n"
+    )
+    first = lines(tmp_path / "out.jsonl")[0]
+    assert [m["role"] for m in first["messages"]] == ["user", "assistant"]
+    assert first["messages"][1]["content"] == "正面"
+    assert (first["task"], first["language"], first["licence"], first["row"]) == ("sentiment", "zh", "CC0", 1)
+    assert "read as messages: 12 rows" in cli("data", "preview", "out.jsonl", "--rows", "0").out
+    again = cli(
+        *("data", "format", "train.jsonl", "--template", "sentiment", "--out", "again.jsonl"),
+        *("--demonstrations", "1-2", "--licence", "CC0", "--language", "zh"),
+    )
+    assert again.code == 0
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+
+
+def test_held_out_rows_are_no_demonstrations(cli: Cli, tmp_path: Path):
+    save(tmp_path / "test.jsonl", MOODS[:2])
+    save(tmp_path / "train.jsonl", MOODS)
+    arguments = ("data", "format", "test.jsonl", "--template", "sentiment", "--out", "out.jsonl", "--demonstrations", 2)
+    ended = cli(*arguments)
+    assert (ended.code, "these look like held-out rows ('test')" in ended.err) == (2, True)
+    assert "--split-file train.jsonl" in ended.err
+    ended = cli(*arguments, "--split-file", "train.jsonl")
+    assert "demonstrations from train.jsonl: negative 5, positive 5\n" in ended.out
+    save(tmp_path / "both.jsonl", [{**row, "split": "test" if i < 4 else "train"} for i, row in enumerate(MOODS)])
+    ended = cli(*arguments[:2], "both.jsonl", *arguments[3:])
+    assert "negative 4, positive 4\n" in ended.out
+    assert "dropped    4: of another split than 'train' (both.jsonl:1, " in ended.out
+    ended = cli(*arguments[:2], "both.jsonl", *arguments[3:], "--split", "test")
+    assert "out.jsonl: 4 instances of 12 rows\n" in ended.out
+
+
+def test_unclear_columns_are_shown_and_may_be_given(cli: Cli, tmp_path: Path):
+    save(tmp_path / "rows.jsonl", [{"body": "x", "stars": 5}, {"body": "y", "stars": 1}])
+    arguments = ("data", "format", "rows.jsonl", "--template", "sentiment", "--out", "out.jsonl")
+    ended = cli(*arguments)
+    assert ended.code == 2
+    assert "its columns are: body, stars\n" in ended.err
+    assert "label ← ?" in ended.err
+    assert not (tmp_path / "out.jsonl").exists()
+    ended = cli(
+        *arguments, *("--column", "text=body", "--column", "label=stars", "--label", "5=positive", "--label", "1=negative")
+    )
+    assert ended.out.startswith("rows.jsonl as sentiment (sentiment): text ← body; label ← stars\n")
+    assert [row["messages"][1]["content"] for row in lines(tmp_path / "out.jsonl")] == ["positive", "negative"]
+
+
+def test_no_row_left_is_an_error_with_the_reasons(cli: Cli, tmp_path: Path):
+    save(tmp_path / "rows.jsonl", [{"text": "x", "label": 7}])
+    ended = cli("data", "format", "rows.jsonl", "--template", "sentiment", "--out", "out.jsonl")
+    assert ended.code == 2
+    assert "no row is left of 1: 1 × label '7' is not in the template's list" in ended.err
+    assert list(tmp_path.iterdir()) == [tmp_path / "rows.jsonl"]
+
+
+def test_what_is_asked_wrongly_is_said(cli: Cli, tmp_path: Path):
+    save(tmp_path / "rows.jsonl", MOODS)
+    arguments = ("data", "format", "rows.jsonl", "--out", "out.jsonl", "--template")
+    for more, message in [
+        (("sentment",), "unknown task template 'sentment'"),
+        (("sentiment", "--demonstrations", "9"), "allowed are 0 to 8"),
+        (("sentiment", "--demonstrations", "few"), "expected a number from 0 to 8"),
+        (("sentiment", "--language", "fr"), "no descriptions in 'fr'; there are: en, zh"),
+        (("reading-choice", "--inverted", "--column", "context=text"), "not every field of 'reading-choice'"),
+        (("sentiment", "--label", "5=great"), "no label 'great'"),
+        (("sentiment", "--column", "text"), "expected name=value"),
+        (("sentiment", "--out", "nowhere/out.jsonl"), "there is no folder nowhere"),
+        (("sentiment", "--out", "out.csv"), "expected a file that ends in .jsonl"),
+    ]:
+        ended = cli(*arguments, *more)
+        assert (ended.code, message in ended.err) == (2, True), ended.err
+
+
+def test_joined_files(cli: Cli, tmp_path: Path):
+    save(tmp_path / "qa.jsonl", [{"story": "s", "parts": [1], "question": "Who?", "answers": ["Ann"]}])
+    save(tmp_path / "stories.jsonl", [{"story": "s", "texts": ["It rained.", "Ann came."]}])
+    ended = cli(
+        *("data", "format", "qa.jsonl", "--template", "reading-comprehension", "--out", "out.jsonl"),
+        *("--join", "stories.jsonl", "--join-on", "story", "--column", "context=joined.texts[parts]"),
+    )
+    assert "context ← joined.texts[parts]" in ended.out
+    assert "Ann came.\n\nQuestion: Who?" in lines(tmp_path / "out.jsonl")[0]["messages"][0]["content"]
+
+
+def test_templates_are_listed(cli: Cli):
+    ended = cli("data", "templates")
+    assert ended.code == 0
+    assert "sentiment" in ended.out
+    assert "positive, negative" in ended.out
+    assert "common-sense" in ended.out
