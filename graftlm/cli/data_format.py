@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from graftlm.data.instances import Instance
     from graftlm.data.prepare import RowCounts
 
-SHOWN = 20  # rows whose columns are looked at before all are formatted
 HELD_OUT_NAMES = ("test", "dev", "valid", "validation", "eval", "heldout", "held_out")
 
 
@@ -68,7 +67,7 @@ def format_command(
 ) -> None:
     """Give labelled rows human-written task descriptions, and write them as instances to train on."""
     from graftlm.cli.data_promptsource import format_promptsource
-    from graftlm.data.formatting import FormatSettings, asked, demonstration_pool, format_rows
+    from graftlm.data.formatting import SAMPLE, FormatSettings, asked, demonstration_pool, format_rows
     from graftlm.data.prepare import RowCounts
     from graftlm.data.readers import read_rows
     from graftlm.data.task_fields import choose_columns, columns_of, expand_row, join_rows
@@ -98,7 +97,7 @@ def format_command(
         found = read_rows(path, split=of)
         return join_rows(found, read_rows(join), join_on) if join is not None else found
 
-    sample = [part for _, row in islice(rows(file, split), SHOWN) for part in expand_row(row)]
+    sample = [part for _, row in islice(rows(file, split), SAMPLE) for part in expand_row(row)]
     columns = choose_columns(columns_of(sample), task, _pairs("column", column), source=file)
     settings = FormatSettings(
         language=language,
@@ -125,7 +124,7 @@ def format_command(
                 )
             pool = demonstration_pool(rows(file, split), task, settings, seed)
         else:
-            first = [part for _, row in islice(rows(split_file), SHOWN) for part in expand_row(row)]
+            first = [part for _, row in islice(rows(split_file), SAMPLE) for part in expand_row(row)]
             theirs = choose_columns(columns_of(first), task, _pairs("column", column), source=split_file)
             known = replace(settings, columns=theirs, source=split_file)
             barred = asked(rows(file, split), task, settings) if name else set()

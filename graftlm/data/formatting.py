@@ -10,17 +10,28 @@ import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
+from itertools import chain, islice
 from typing import Any
 
 from graftlm.data.formats import RowProblem
 from graftlm.data.instances import Instance, Message, Provenance
 from graftlm.data.prepare import RowCounts
-from graftlm.data.task_fields import Columns, FieldReader, Fields, Row, choose_columns, expand_row, is_training
+from graftlm.data.task_fields import (
+    Columns,
+    FieldReader,
+    Fields,
+    Row,
+    choose_columns,
+    columns_of,
+    expand_row,
+    is_training,
+)
 from graftlm.data.task_pattern import CannotFill
 from graftlm.data.task_template import LETTERS, Inverted, TaskTemplate, pattern
 from graftlm.errors import UserError
 
 MOST_DEMONSTRATIONS = 8
+SAMPLE = 20  # rows that show a file's columns
 POOL = 2000  # rows of a label kept to draw demonstrations from
 FEWER = "fewer demonstrations than drawn"
 
@@ -116,27 +127,27 @@ def demonstration_pool(
     Rows whose column ``split`` says otherwise than "train" are left out, and so is a training row that asks the same
     as one of them, or what is in ``held_out`` (of :func:`asked`). Rows that cannot be read are left out too.
     """
-    reader: FieldReader | None = None
     barred = set(held_out)
     heaps: dict[str | None, list[tuple[int, bytes, Fields]]] = {}
     kept: set[bytes] = set()
-    for _, whole in rows:
-        for row in expand_row(whole):
-            reader = reader or _reader(row, template, settings)
-            try:
-                fields = reader.read(row)
-            except RowProblem:
-                continue
-            if not is_training(row):
-                barred.update(fields.keys)
-            elif fields.identity not in kept:
-                rank = -int.from_bytes(_hash(seed, "pool", fields.identity), "big")
-                heap = heaps.setdefault(fields.label, [])
-                kept.add(fields.identity)
-                if len(heap) < most:
-                    heappush(heap, (rank, fields.identity, fields))
-                else:
-                    kept.discard(heappushpop(heap, (rank, fields.identity, fields))[1])
+    reader, rows = _reader(rows, template, settings)
+    for row in chain.from_iterable(expand_row(whole) for _, whole in rows):
+        if not is_training(row):
+            barred.update(reader.keys(row))
+            continue
+        try:
+            fields = reader.read(row)
+        except RowProblem:
+            continue
+        if fields.identity in kept:
+            continue
+        entry = (-int.from_bytes(_hash(seed, "pool", fields.identity), "big"), fields.identity, fields)
+        heap = heaps.setdefault(fields.label, [])
+        kept.add(fields.identity)
+        if len(heap) < most:
+            heappush(heap, entry)
+        else:
+            kept.discard(heappushpop(heap, entry)[1])
     by_label = {
         label: [fields for _, _, fields in sorted(heaps[label], key=lambda entry: entry[:2])]
         for label in sorted(heaps, key=str)
@@ -147,16 +158,8 @@ def demonstration_pool(
 
 def asked(rows: Iterable[tuple[int, Row]], template: TaskTemplate, settings: FormatSettings) -> set[bytes]:
     """What rows ask, as keys: what must not come up in a demonstration if they are held out."""
-    reader: FieldReader | None = None
-    keys: set[bytes] = set()
-    for _, whole in rows:
-        for row in expand_row(whole):
-            reader = reader or _reader(row, template, settings)
-            try:
-                keys.update(reader.read(row).keys)
-            except RowProblem:
-                continue
-    return keys
+    reader, rows = _reader(rows, template, settings)
+    return {key for _, whole in rows for row in expand_row(whole) for key in reader.keys(row)}
 
 
 def format_rows(
@@ -178,14 +181,11 @@ def format_rows(
     if settings.demonstrations[1] and pool is None:
         raise UserError("demonstrations come from training rows, and none are given")
     counts = counts if counts is not None else RowCounts()
-    writer: _Writer | None = None
-    reader: FieldReader | None = None
+    reader, rows = _reader(rows, template, settings)
+    writer = _Writer(template, settings, seed, pool, counts)
     for number, whole in rows:
         counts.rows += 1
         for row in expand_row(whole):
-            if reader is None or writer is None:
-                reader = _reader(row, template, settings)
-                writer = _Writer(template, settings, seed, pool, counts)
             try:
                 if settings.split is not None and str(row.get("split", settings.split)) != settings.split:
                     raise RowProblem(f"of another split than '{settings.split}'")
@@ -205,13 +205,17 @@ def format_rows(
                     yield instance
 
 
-def _reader(row: Row, template: TaskTemplate, settings: FormatSettings) -> FieldReader:
-    columns = settings.columns or choose_columns(
-        [*row, *(f"{n}.{i}" for n, v in row.items() if isinstance(v, dict) for i in v)],
-        template,
-        source=settings.source,
-    )
-    return FieldReader(template, columns, settings.spellings)
+def _reader(
+    rows: Iterable[tuple[int, Row]], template: TaskTemplate, settings: FormatSettings
+) -> tuple[FieldReader, Iterator[tuple[int, Row]]]:
+    """What reads the rows, and all of the rows: the columns are those of the first ones, if they are not given."""
+    columns, rest = settings.columns, iter(rows)
+    first: list[tuple[int, Row]] = []
+    if columns is None:
+        first = list(islice(rest, SAMPLE))
+        present = columns_of(part for _, row in first for part in expand_row(row))
+        columns = choose_columns(present, template, source=settings.source) if first else Columns({})
+    return FieldReader(template, columns, settings.spellings), chain(first, rest)
 
 
 class _Writer:

@@ -215,75 +215,86 @@ class FieldReader:
         Raises:
             RowProblem: a column is missing or empty, the label is not in the template's list.
         """
-        template = self.template
-        values: dict[str, Any] = {}
-        for field in template.columns:
-            column = self.columns.fields.get(field)
-            try:
-                if column is None:
-                    raise RowProblem("no column")
-                value = _value(row, column)
-                values[field] = _texts(value, column) if field in template.lists else _text(value, column)
-            except RowProblem:
-                if field not in template.optional:
-                    raise
-                values[field] = [] if field in template.lists else ""
-        label = self._label(values["label"]) if template.labels is not None else None
-        options, right = self._options(row, values)
+        values = {field: self._field(row, field) for field in self.template.columns}
+        label = self._label(values["label"]) if self.template.labels is not None else None
+        options, marks = self._alternatives(row)
+        right = self._right(row, values, options, marks)
         identity = _digest([*(f"{k}={v}" for k, v in sorted(values.items())), *options])
-        shown = sorted(" ".join(option.split()).lower() for option in options)
-        keys = tuple(
-            _digest([str(place), *(" ".join(str(values[n]).split()).lower() for n in names), *shown])
-            for place, names in enumerate(self.asked)
-            if names or shown
-        )
-        return Fields(values, label, options, right, identity, keys)
+        keys = (_key(place, [values[name] for name in names], options) for place, names in enumerate(self.asked))
+        return Fields(values, label, options, right, identity, tuple(key for key in keys if key))
 
-    def _label(self, text: str) -> str:
-        label = self.spelled.get(text.lower())
+    def keys(self, row: Row) -> list[bytes]:
+        """What a row asks, as in :class:`Fields`, whether or not its label or answer is of use."""
+        keys: list[bytes] = []
+        for place, names in enumerate(self.asked):
+            try:
+                values, options = [self._field(row, name) for name in names], self._alternatives(row)[0]
+            except RowProblem:
+                continue
+            keys += [key for key in (_key(place, values, options),) if key]
+        return keys
+
+    def _field(self, row: Row, field: str) -> str | list[str]:
+        column = self.columns.fields.get(field)
+        try:
+            if column is None:
+                raise RowProblem("no column")
+            value = _value(row, column)
+            return _texts(value, column) if field in self.template.lists else _text(value, column)
+        except RowProblem:
+            if field not in self.template.optional:
+                raise
+            return [] if field in self.template.lists else ""
+
+    def _label(self, text: Any) -> str:
+        label = self.spelled.get(str(text).lower())
         if label is None:
             self._strange.update({text} if len(self._strange) < 20 and len(text) <= 40 else ())
             named = f"label '{text}' is" if text in self._strange else "label is"
             raise RowProblem(f"{named} not in the template's list")
         return label
 
-    def _options(self, row: Row, values: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
-        rule = self.template.options
-        if rule is None:
-            return (), 0
+    def _alternatives(self, row: Row) -> tuple[tuple[str, ...], list[str]]:
+        """The alternatives of a choice and what marks each of them in the data."""
+        if self.template.options is None:
+            return (), []
+        marks = list(LETTERS)
         if len(self.columns.options) > 1:
-            options, marks = [_text(_value(row, name), name) for name in self.columns.options], list(LETTERS)
+            options = [_text(_value(row, name), name) for name in self.columns.options]
         else:
             column = self.columns.options[0]
             value = _value(row, column)
-            options, marks = _texts(value, column), list(LETTERS)
+            options = _texts(value, column)
             if isinstance(value, dict) and isinstance(value.get("label"), list):
                 marks = [as_word(mark) for mark in value["label"]]
         if not 2 <= len(options) <= len(LETTERS):
             raise RowProblem(f"a choice of {len(options)} alternatives (2 to {len(LETTERS)} are allowed)")
         if len(set(options)) < len(options):
             raise RowProblem("two alternatives are the same")
-        number = _value(row, self.columns.fields[rule.answer])
+        return tuple(options), marks[: len(options)]
+
+    def _right(self, row: Row, values: Mapping[str, Any], options: Sequence[str], marks: Sequence[str]) -> int:
+        """The index of the right alternative: named by a number, its text, or its mark."""
+        rule = self.template.options
+        if rule is None:
+            return 0
+        number, answer = _value(row, self.columns.fields[rule.answer]), values[rule.answer]
         if isinstance(number, int) and not isinstance(number, bool):
-            return tuple(options), _numbered(number - rule.count_from, options)
-        return tuple(options), _right(values[rule.answer], options, marks[: len(options)], rule.count_from)
+            return _numbered(number - rule.count_from, options)
+        for known in (options, marks):
+            if answer in known:
+                return known.index(answer)
+        if answer.upper() in marks:
+            return marks.index(answer.upper())
+        if answer.isascii() and answer.isdigit():
+            return _numbered(int(answer) - rule.count_from, options)
+        raise RowProblem("the answer is none of the alternatives")
 
 
 def _numbered(number: int, options: Sequence[str]) -> int:
     if not 0 <= number < len(options):
         raise RowProblem("the answer is none of the alternatives")
     return number
-
-
-def _right(answer: str, options: Sequence[str], marks: Sequence[str], count_from: int) -> int:
-    for known in (options, marks):
-        if answer in known:
-            return known.index(answer)
-    if answer.upper() in marks:
-        return marks.index(answer.upper())
-    if answer.isascii() and answer.isdigit():
-        return _numbered(int(answer) - count_from, options)
-    raise RowProblem("the answer is none of the alternatives")
 
 
 def is_training(row: Row) -> bool:
@@ -297,6 +308,17 @@ def join_rows(rows: Iterable[tuple[int, Row]], other: Iterable[tuple[int, Row]],
     by_value = {as_word(row.get(on)): row for _, row in other}
     for number, row in rows:
         yield number, {**row, "joined": by_value.get(as_word(row.get(on)), {})}
+
+
+def _key(place: int, values: Sequence[Any], options: Sequence[str]) -> bytes:
+    """What equal questions have in common: white space, case and the order of alternatives do not count."""
+    if not values and not options:
+        return b""
+    return _digest([str(place), *map(_plain, values), *sorted(map(_plain, options))])
+
+
+def _plain(value: Any) -> str:
+    return " ".join(str(value).split()).lower()
 
 
 def _digest(parts: Sequence[str]) -> bytes:

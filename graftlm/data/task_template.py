@@ -173,6 +173,9 @@ class TaskTemplate(_Strict):
                 for key in ("input", "output"):
                     if language not in getattr(part, key):
                         yield f"{prefix}{key}: there is none for the language '{language}' of descriptions"
+        for language in self.languages:
+            if not {language, "en"} & set(self.demonstration):
+                yield f"demonstration: there is none for the language '{language}' of descriptions"
         for language in self.languages if self.labels else ():
             words = self.words.get(language, {})
             if set(words) != set(self.labels or ()):

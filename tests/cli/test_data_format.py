@@ -120,3 +120,32 @@ def test_templates_are_listed(cli: Cli):
     assert "sentiment" in ended.out
     assert "positive, negative" in ended.out
     assert "common-sense" in ended.out
+
+
+def test_a_file_of_mixed_encodings_is_refused_with_the_place(cli: Cli, tmp_path: Path):
+    good = '{"text": "schön", "label": "pos"}\n'
+    (tmp_path / "rows.jsonl").write_bytes(good.encode() + good.encode("latin-1"))
+    ended = cli("data", "format", "rows.jsonl", "--template", "sentiment", "--out", "out.jsonl")
+    assert (ended.code, "rows.jsonl: not UTF-8: byte 48 (line 2) is 0xf6" in ended.err) == (2, True), ended.err
+    assert list(tmp_path.iterdir()) == [tmp_path / "rows.jsonl"]
+
+
+def test_templates_of_ones_own(cli: Cli, tmp_path: Path):
+    save(tmp_path / "rows.jsonl", MOODS)
+    template = "name: own\nfamily: f\ncolumns: {text: [text]}\ndescriptions: {en: [D]}\ninput: '{{ text }}'\noutput: INK\n"
+    arguments = ("data", "format", "rows.jsonl", "--template", "own.yaml", "--out", "out.jsonl")
+    for output, message in [
+        ("'{{ text | upper }}'", ""),
+        ("'{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}'", "an endless loop"),
+        ("'{{ text.__class__ }}'", "task template own.yaml:\n  output.en: line 1 of"),
+        ("'{{ text'", "output.en: line 1 of"),
+        ("'{{ label }}'", "output.en: 'label' is not known here; known are: language, text"),
+    ]:
+        (tmp_path / "own.yaml").write_text(template.replace("INK", output), encoding="utf-8")
+        (tmp_path / "out.jsonl").unlink(missing_ok=True)
+        ended = cli(*arguments)
+        assert (ended.code, message in ended.err) == (2 if message else 0, True), ended.err
+        assert (tmp_path / "out.jsonl").exists() != bool(message)
+    (tmp_path / "own.yaml").write_text(template.replace("INK", "'{{ text | upper }}'"), encoding="utf-8")
+    assert cli(*arguments).code == 0
+    assert lines(tmp_path / "out.jsonl")[0]["messages"][1]["content"] == "TEXT 0"

@@ -69,6 +69,8 @@ def test_there_are_the_families_with_descriptions_enough() -> None:
         assert template.name in ROWS
         assert len(set(template.descriptions["en"])) >= 5, template.name
         assert len(set(template.descriptions["zh"])) >= 3, template.name
+        assert not template.inverted or len(set(template.inverted.descriptions["en"])) >= 5, template.name
+        assert not template.inverted or len(set(template.inverted.descriptions["zh"])) >= 3, template.name
 
 
 @pytest.mark.parametrize("inverted", [False, True])
@@ -213,6 +215,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"output": "{{ text.__class__ }}"}, "output.en: line 1 .*'__class__' reaches into"),
     ({"options": {"columns": ["x"], "answer": "text", "count_from": 2}}, "options.count_from: .* 0 or 1"),
     ({"options": {"columns": ["x"], "answr": "text"}}, "options.answr: unknown key; allowed: columns, answer"),
+    ({"demonstration": {"zh": "{{ input }}"}}, "demonstration: there is none for the language 'en'"),
     ({"demonstration": "{{ text }}"}, "demonstration.en: 'text' is not known here"),
 ]
 
