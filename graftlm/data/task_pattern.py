@@ -14,7 +14,7 @@ from jinja2.exceptions import SecurityError
 from graftlm.data.counted_jinja import BadValue, OverBudget, Sandbox, compile_pattern, render
 from graftlm.errors import UserError
 
-_CHANGING = frozenset("append clear copy insert pop remove reverse setdefault sort update".split())
+_CHANGING = frozenset(["append", "clear", "copy", "insert", "pop", "remove", "reverse", "setdefault", "sort", "update"])
 
 
 class CannotFill(Exception):

@@ -71,7 +71,8 @@ def test_unclear_columns_are_shown_and_may_be_given(cli: Cli, tmp_path: Path):
     assert "label ← ?" in ended.err
     assert not (tmp_path / "out.jsonl").exists()
     ended = cli(
-        *arguments, *("--column", "text=body", "--column", "label=stars", "--label", "5=positive", "--label", "1=negative")
+        *arguments,
+        *("--column", "text=body", "--column", "label=stars", "--label", "5=positive", "--label", "1=negative"),
     )
     assert ended.out.startswith("rows.jsonl as sentiment (sentiment): text ← body; label ← stars\n")
     assert [row["messages"][1]["content"] for row in lines(tmp_path / "out.jsonl")] == ["positive", "negative"]
@@ -132,7 +133,9 @@ def test_a_file_of_mixed_encodings_is_refused_with_the_place(cli: Cli, tmp_path:
 
 def test_templates_of_ones_own(cli: Cli, tmp_path: Path):
     save(tmp_path / "rows.jsonl", MOODS)
-    template = "name: own\nfamily: f\ncolumns: {text: [text]}\ndescriptions: {en: [D]}\ninput: '{{ text }}'\noutput: INK\n"
+    template = (
+        "name: own\nfamily: f\ncolumns: {text: [text]}\ndescriptions: {en: [D]}\ninput: '{{ text }}'\noutput: INK\n"
+    )
     arguments = ("data", "format", "rows.jsonl", "--template", "own.yaml", "--out", "out.jsonl")
     for output, message in [
         ("'{{ text | upper }}'", ""),
