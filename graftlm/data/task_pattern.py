@@ -1,4 +1,4 @@
-"""Patterns of task templates: Jinja in the counted sandbox. Those of names alone, most of them, need no Jinja to fill in."""
+"""Patterns of task templates: Jinja in the counted sandbox. Most are texts and names alone, which need no Jinja."""
 
 from __future__ import annotations
 

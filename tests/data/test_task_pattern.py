@@ -40,7 +40,7 @@ def test_what_a_pattern_writes(source: str, values: dict[str, object], expected:
         "{{ 999999999 * x }}",
         "{{ [x] * 999999999 }}",
         "{{ '%999999999d' % 1 }}",
-        "{{ n ** n ** n }}",
+        "{{ n ** n ** n ** n ** n ** n }}",
         "{{ x.ljust(999999999) }}",
         "{{ x.format(x) }}",
         "{{ '{:>999999999}'.format(1) }}",
