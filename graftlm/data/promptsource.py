@@ -240,7 +240,7 @@ def format_with(
     """
     for number, whole in rows:
         counts.rows += 1
-        for row in expand_row(whole):
+        for row in map(_as_datasets, expand_row(whole)) if "paragraphs" in whole else [whole]:
             if split is not None and str(row.get("split", split)) != split:
                 counts.read += 1
                 counts.drop(f"of another split than '{split}'", source, number)
@@ -254,6 +254,15 @@ def format_with(
                 else:
                     counts.kept += 1
                     yield instance
+
+
+def _as_datasets(row: Row) -> Row:
+    """A question of a SQuAD article as templates know it: of its answers, the list of texts and that of places."""
+    answers = row.get("answers")
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        return row
+    names = dict.fromkeys(name for answer in answers for name in answer)
+    return {**row, "answers": {name: [answer.get(name) for answer in answers] for name in names}}
 
 
 def _no_template(reference: str, name: str, known: list[str]) -> UserError:
