@@ -113,20 +113,12 @@ def load_instances(
     ignored: list[str] = []
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     for source in chain.from_iterable(find_sources(path) for path in listed):
-        if is_set(Path(source)) and prompt is answer is system is None:
-            formats.append("a set")
-            for instance in islice(read_set(source, split or default_split(source)), limit):
-                counts.rows += 1
-                items += _checked(instance, variables or {}, counts)
-            continue
-        rows = islice(read_rows(source, split=split), limit)
-        sample = list(islice(rows, SAMPLE))
-        form = recognise([row for _, row in sample], source, prompt=prompt, answer=answer, system=system)
-        formats.append(form.name)
-        ignored += form.ignored
-        for number, row in chain(sample, rows):
-            counts.rows += 1
-            items += _instances(form, row, source, number, variables or {}, counts)
+        reading = read_instances(
+            source, counts, prompt=prompt, answer=answer, system=system, variables=variables, split=split, limit=limit
+        )
+        formats.append(reading.format)
+        ignored += reading.ignored
+        items += reading.instances
     if counts.unfilled:
         names = ", ".join(f"{{{{{name}}}}} ({times})" for name, times in sorted(counts.unfilled.items()))
         warnings.warn(
@@ -139,6 +131,47 @@ def load_instances(
     return Instances(items, named, counts, tuple(dict.fromkeys(ignored)))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Instances as they are read, how ("Alpaca"), and the columns that are not used."""
+
+    instances: Iterator[Instance]
+    format: str
+    ignored: tuple[str, ...] = ()
+
+
+def read_instances(
+    source: str,
+    counts: RowCounts,
+    *,
+    prompt: str | None = None,
+    answer: str | None = None,
+    system: str | None = None,
+    variables: Mapping[str, str] | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+) -> Reading:
+    """The stream of instances of one of :func:`find_sources`; see :func:`load_instances`.
+
+    Raises:
+        UserError: the file cannot be read or recognised.
+    """
+    given = variables or {}
+    if is_set(Path(source)) and prompt is answer is system is None:
+        rows_of_set = islice(read_set(source, split or default_split(source)), limit)
+        return Reading(chain.from_iterable(_of_set(instance, given, counts) for instance in rows_of_set), "a set")
+    rows = islice(read_rows(source, split=split), limit)
+    sample = list(islice(rows, SAMPLE))
+    form = recognise([row for _, row in sample], source, prompt=prompt, answer=answer, system=system)
+    parts = (_instances(form, row, source, number, given, counts) for number, row in chain(sample, rows))
+    return Reading(chain.from_iterable(parts), form.name, form.ignored)
+
+
+def _of_set(instance: Instance, variables: Mapping[str, str], counts: RowCounts) -> Iterator[Instance]:
+    counts.rows += 1
+    yield from _checked(instance, variables, counts)
+
+
 def _instances(
     form: Format,
     row: dict[str, Any],
@@ -147,6 +180,7 @@ def _instances(
     variables: Mapping[str, str],
     counts: RowCounts,
 ) -> Iterator[Instance]:
+    counts.rows += 1
     try:
         parts = form.expand(row)
     except RowProblem as problem:
