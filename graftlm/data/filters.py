@@ -76,10 +76,15 @@ def _passes(task: str, instance: Instance, filters: Sequence[Filter], card: SetC
             samples: list[dict[str, Any]] = card.notes.setdefault("removed", {}).setdefault(reason, [])
             if len(samples) < SAMPLES:
                 place = f"{instance.source}:{instance.row}"
-                texts = {"prompt": prompt_of(instance)[:SHOWN], "answer": answer_of(instance)[:SHOWN]}
+                texts = {"prompt": _excerpt(prompt_of(instance)), "answer": _excerpt(answer_of(instance))}
                 samples.append({"task": task, "place": place, **texts})
             return False
     return True
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of a text; half surrogate pairs, which JSON can hold and no file of ours, become signs."""
+    return text[:SHOWN].encode("utf-8", "replace").decode()
 
 
 def prompt_of(instance: Instance) -> str:
@@ -235,15 +240,31 @@ class NearDuplicates:
         self.number = 0
 
     def judge(self, task: str, instance: Instance) -> str | None:
+        return None if self.first_like(instance) is None else "near duplicate"
+
+    def first_like(self, instance: Instance) -> int | None:
+        """The number of the earliest instance that this one is nearly equal to; None, and remembered, if it is new."""
         words = units(" ".join(message.content for message in instance.messages))
         shingles = {" ".join(words[i : i + self.width]) for i in range(max(len(words) - self.width + 1, 1))}
         sketch = self.empty.copy()
-        sketch.update_batch([shingle.encode() for shingle in shingles])
-        if self.index.query(sketch):
-            return "near duplicate"
-        self.index.insert(self.number, sketch)
-        self.number += 1
+        sketch.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles])
+        number, self.number = self.number, self.number + 1
+        found: list[int] = self.index.query(sketch)
+        if found:
+            return min(found)
+        self.index.insert(number, sketch)
         return None
+
+
+def near_groups(instances: Sequence[Instance], threshold: float = 0.8) -> list[list[Instance]]:
+    """Instances that are nearly equal to the first of their group, the largest groups first; singles left out."""
+    near = NearDuplicates(threshold)
+    groups: dict[int, list[Instance]] = {}
+    for number, instance in enumerate(instances):
+        first = near.first_like(instance)
+        if first is not None:
+            groups.setdefault(first, [instances[first]]).append(instance)
+    return sorted(groups.values(), key=len, reverse=True)
 
 
 class Contradictions:
@@ -343,7 +364,16 @@ class Contamination:
         yield run
 
 
+def texts_of(row: Any) -> Iterator[str]:
+    """All texts in a row, however deep."""
+    if isinstance(row, str):
+        yield row
+    elif isinstance(row, dict | list):
+        for value in row.values() if isinstance(row, dict) else row:
+            yield from texts_of(value)
+
+
 def _hash(*texts: str) -> int:
     """64 bits of texts but for white space and case."""
     folded = "\0".join(" ".join(text.casefold().split()) for text in texts)
-    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

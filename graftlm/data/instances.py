@@ -32,6 +32,9 @@ class Provenance:
     user: str = ""
 
 
+ORIGINS = tuple(Provenance.__dataclass_fields__)
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """A conversation, or a plain text as a single message of role ``text``.

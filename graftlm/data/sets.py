@@ -12,23 +12,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import count, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from graftlm.base.files import write_folder, write_json
-from graftlm.data.instances import Instance, Message, Provenance
+from graftlm.data.instances import ORIGINS, Instance, Message, Provenance
 from graftlm.errors import UserError
 
 CARD, CARD_TEXT = "card.json", "card.md"
 ROWS_PER_SHARD = 100_000
 GROUP = 2_000  # rows in memory at once
 EXAMPLES = 5  # places kept for each reason
-ORIGINS = ("task", "template", "language", "licence", "user")
+_origin = attrgetter(*ORIGINS)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that instances were made of; ``path`` as the set's recipe names it."""
+    """A file or set that a set was built from; ``path`` as the recipe names it."""
 
     path: str
     sha256: str
@@ -127,7 +128,8 @@ def write_set(
     written: list[SetCard] = []
 
     def fill(fresh: Path) -> None:
-        whole = _write_shards(fresh, iter(instances), card, rows_per_shard, split)
+        valid = (instance for instance in instances if _is_valid(instance, card))
+        whole = _write_shards(fresh, valid, card, rows_per_shard, split)
         if not whole.rows:
             reasons = "; ".join(f"{number:,} {reason}" for reason, number in card.dropped.items())
             raise UserError(f"{place}: no instance is left to write" + (f": {reasons}" if reasons else ""))
@@ -278,6 +280,17 @@ def _write_shards(
     )
 
 
+def _is_valid(instance: Instance, card: SetCard) -> bool:
+    """JSON can hold half of a surrogate pair, which no file of texts can: such an instance is left out, and counted."""
+    try:
+        for text in (*(message.content for message in instance.messages), *_origin(instance.provenance)):
+            text.encode()
+    except UnicodeEncodeError:
+        card.drop("a text is not valid Unicode", instance)
+        return False
+    return True
+
+
 def _schema() -> Any:
     import pyarrow as pa
 
@@ -289,7 +302,7 @@ def _schema() -> Any:
 
 def _row(instance: Instance, split: str) -> dict[str, Any]:
     messages = [{"role": m.role, "content": m.content, "train": m.train} for m in instance.messages]
-    origins = {name: getattr(instance.provenance, name) for name in ORIGINS}
+    origins = dict(zip(ORIGINS, _origin(instance.provenance), strict=True))
     return {"messages": messages, "source": instance.source, "row": instance.row, **origins, "split": split}
 
 

@@ -16,6 +16,7 @@ from graftlm.data.filters import (
     NearDuplicates,
     WordList,
     apply_filters,
+    near_groups,
     script_language,
     units,
 )
@@ -113,6 +114,13 @@ def test_near_duplicates():
     text = " ".join(f"word{i}" for i in range(60))
     near, far = text + " and more", " ".join(f"other{i}" for i in range(60))
     assert judged(rule, instance(text), instance(near), instance(far)) == [None, "near duplicate", None]
+
+
+def test_groups_of_near_duplicates():
+    pytest.importorskip("datasketch")
+    texts = [" ".join(f"{kind}{i}" for i in range(60)) for kind in "abc"]
+    items = [instance(text + end) for end in ("", " and", " and more") for text in texts[: 1 + (end == "") * 2]]
+    assert near_groups(items, 0.7) == [[items[0], items[3], items[4]]]
 
 
 def test_contradictions_go_all():
