@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graftlm.cli.console import console, parse_variables, print_warnings
+from graftlm.cli.data_build import build_command
 from graftlm.cli.data_format import format_command, templates_command
+from graftlm.cli.data_inspect import inspect_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 app.command("format")(format_command)
+app.command("build")(build_command)
+app.command("inspect")(inspect_command)
 app.command("templates")(templates_command)
 
 

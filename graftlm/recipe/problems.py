@@ -110,7 +110,7 @@ def translate(error: ValidationError, model: type[BaseModel], given: Any) -> Ite
             else:
                 yield (), message
         elif not _is_infinite(_value_at(given, path)):  # the parser says that of any number, everywhere
-            yield path, _words(detail, _schema_at(model, path), _value_at(given, path))
+            yield path, _words(detail, schema_at(model, path), _value_at(given, path))
 
 
 def _words(detail: ErrorDetails, schema: Schema, value: Any) -> str:
@@ -127,7 +127,7 @@ def _words(detail: ErrorDetails, schema: Schema, value: Any) -> str:
         if name in context:
             return f"must be {words} {context[name]:g}, is {show(value)}"
     if "min_length" in context or "max_length" in context:
-        if value == "" or value == []:
+        if value in ("", [], {}):
             return "must not be empty"
         if isinstance(value, str | list):
             unit = "characters" if isinstance(value, str) else "entries"
@@ -219,7 +219,7 @@ def properties(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     return {name: fill(schema) for name, schema in whole["properties"].items()}
 
 
-def _schema_at(model: type[BaseModel], path: KeyPath) -> Schema:
+def schema_at(model: type[BaseModel], path: KeyPath) -> Schema:
     schema: Schema = {"properties": properties(model)}
     for part in path:
         forms = schema.get("anyOf", [schema])

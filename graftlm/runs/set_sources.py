@@ -1,0 +1,193 @@
+"""The sources of a set: which files a recipe names, what is in them by hash, and the instances they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from graftlm.data.instances import Instance, Provenance
+from graftlm.data.prepare import RowCounts, read_instances
+from graftlm.data.readers import find_sources, read_rows
+from graftlm.data.sets import SetCard, Source, check_shards, describe_source, is_set, read_card
+from graftlm.errors import UserError
+from graftlm.recipe.set_recipe import PROMPTSOURCE, FilterKeys, SetRecipe, SourceKeys
+
+
+def list_sources(recipe: SetRecipe, folder: Path) -> list[Source]:
+    """All files that a set depends on with their hashes, under the names that the recipe gives them.
+
+    Raises:
+        UserError: a file is not what the recipe says, or is not here.
+    """
+    listed: dict[str, Source] = {}
+    for name, source in sorted(recipe.sources.items()):
+        for place, path in enumerate(source.path):
+            found = [describe(file, folder, source.licence) for file in files_of(path, folder, name)]
+            if source.sha256 and [each.sha256 for each in found] != [source.sha256[place]]:
+                raise UserError(
+                    f"source '{name}': {path} is not what the recipe says: its sha256 is {found[0].sha256}",
+                    hint="Get the file of then, or change sha256 in the recipe.",
+                )
+            listed |= {each.path: each for each in found}
+        template = (source.template or "").removeprefix(PROMPTSOURCE).partition("#")[0]
+        others = [file for path in source.demonstrations_from for file in files_of(path, folder, name)]
+        if template and (folder / template).is_file():
+            others.append(str(folder / template))
+        listed |= {each.path: each for each in (describe(file, folder) for file in others)}
+    for file in _filter_files(recipe.filters, folder):
+        listed.setdefault(shown(file, folder), describe(file, folder))
+    return list(listed.values())
+
+
+def _filter_files(filters: FilterKeys, folder: Path) -> Iterator[str]:
+    """The word list and the evaluation sets."""
+    if filters.words is not None:
+        yield str(folder / filters.words)
+    for name, paths in sorted(filters.overlap.items()):
+        for path in paths:
+            yield from files_of(path, folder, name)
+
+
+def changed_sources(before: SetCard, now: list[Source]) -> list[str]:
+    """The files whose content differs from what a set was built of, by name."""
+    known = {source.path: source.sha256 for source in before.sources}
+    return [source.path for source in now if known.get(source.path, source.sha256) != source.sha256]
+
+
+def files_of(path: str, folder: Path, name: str) -> list[str]:
+    """The files and sets of a path of the source ``name``.
+
+    Raises:
+        UserError: it is not here, or of a kind whose content cannot be told by a hash.
+    """
+    place = folder / Path(path).expanduser()
+    if not place.exists():
+        raise UserError(f"source '{name}': {place} is not here; a set is built of files, so that it can be built again")
+    files = find_sources(place)
+    if any(Path(file).is_dir() and not is_set(Path(file)) for file in files):
+        raise UserError(f"source '{name}': {place} is a `datasets` folder", hint="Save it as Parquet or JSON lines.")
+    return files
+
+
+def describe(file: str | Path, folder: Path, licence: str = "") -> Source:
+    """A file or set as the card names it."""
+    if is_set(Path(file)):
+        check_shards(file)
+        return Source(shown(file, folder), read_card(file).sha256, licence)
+    return describe_source(file, name=shown(file, folder), licence=licence)
+
+
+def shown(file: str | Path, folder: Path) -> str:
+    """A path as seen from the recipe's folder, so that the set does not depend on where that is."""
+    path = Path(file)
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+
+
+def read_sources(recipe: SetRecipe, folder: Path, read: dict[str, RowCounts]) -> Iterator[tuple[str, Instance]]:
+    """The instances of all sources, in the order of the sources' names; ``read`` gets the account of each.
+
+    Raises:
+        UserError: a source cannot be read.
+    """
+    for name in sorted(recipe.sources):
+        source = recipe.sources[name]
+        files = [file for path in source.path for file in files_of(path, folder, name)]
+        for file in files:
+            try:
+                for instance in _read(source, file, folder, recipe.seed, files, read[name]):
+                    yield name, replace(instance, provenance=_origin(instance.provenance, source))
+            except UserError as error:
+                raise UserError(f"source '{name}': {error.message}", hint=error.hint) from error
+
+
+def _origin(own: Provenance, source: SourceKeys) -> Provenance:
+    """What an instance says of itself, and what the recipe says where it does not."""
+    task = own.task or source.task
+    for family, patterns in source.families.items():
+        if any(fnmatchcase(own.template, pattern) for pattern in patterns):
+            task = family
+            break
+    language, licence = own.language or source.language, own.licence or source.licence
+    return replace(own, task=task, language=language, licence=licence)
+
+
+def _read(
+    source: SourceKeys, file: str, folder: Path, seed: int, files: list[str], counts: RowCounts
+) -> Iterator[Instance]:
+    if source.template is not None and source.template.startswith(PROMPTSOURCE):
+        yield from _prompted(source, file, folder, seed, counts)
+        return
+    if source.template is not None:
+        yield from _formatted(source, file, folder, seed, files, counts)
+        return
+    if source.split is not None and not is_set(Path(file)):
+        raise UserError(f"{shown(file, folder)} is no set, and has no splits", hint="Leave split out.")
+    reading = read_instances(
+        file,
+        counts,
+        prompt=source.prompt,
+        answer=source.answer,
+        system=source.system,
+        variables=source.variables,
+        split=source.split,
+        limit=source.max_rows,
+    )
+    for instance in reading.instances:
+        yield instance if is_set(Path(file)) else replace(instance, source=shown(file, folder))
+
+
+def _prompted(source: SourceKeys, file: str, folder: Path, seed: int, counts: RowCounts) -> Iterator[Instance]:
+    """Labelled rows as templates of PromptSource word them."""
+    from graftlm.data.promptsource import format_with, promptsource_formatter
+
+    name = shown(file, folder)
+    path, mark, key = (source.template or "").removeprefix(PROMPTSOURCE).partition("#")
+    write = promptsource_formatter(
+        f"{folder / path}{mark}{key}",
+        columns=source.columns,
+        classes=source.classes,
+        source=name,
+        licence=source.licence,
+        seed=seed,
+    )
+    rows = islice(read_rows(file), source.max_rows)
+    yield from format_with([write], rows, counts, name, source.split or "train")
+
+
+def _formatted(
+    source: SourceKeys, file: str, folder: Path, seed: int, files: list[str], counts: RowCounts
+) -> Iterator[Instance]:
+    """Labelled rows as the template words them."""
+    from graftlm.data.formatting import FormatSettings, demonstration_pool, format_rows
+    from graftlm.data.task_fields import choose_columns, columns_of, expand_row
+    from graftlm.data.task_template import load_task_template
+
+    assert source.template is not None
+    own = folder / source.template
+    template = load_task_template(own if own.is_file() else source.template)
+
+    def rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        return islice(read_rows(path), source.max_rows)
+
+    sample = [part for _, row in islice(rows(file), 20) for part in expand_row(row)]
+    settings = FormatSettings(
+        language=source.language or "en",
+        demonstrations=source.demonstrations,
+        few_shot_ratio=source.few_shot_ratio,
+        all_descriptions=source.all_descriptions,
+        inverted=source.inverted,
+        columns=choose_columns(columns_of(sample), template, source.columns, source=shown(file, folder)),
+        spellings=source.labels,
+        split=source.split or ("train" if any("split" in part for part in sample) else None),
+        licence=source.licence,
+        source=shown(file, folder),
+    )
+    pool = None
+    if source.demonstrations[1]:
+        training = [f for path in source.demonstrations_from for f in files_of(path, folder, path)] or files
+        pool = demonstration_pool(chain.from_iterable(map(rows, training)), template, settings, seed)
+    yield from format_rows(rows(file), template, settings, seed, pool=pool, counts=counts)

@@ -1,0 +1,166 @@
+"""Sets built from recipes: the same bytes again, every row accounted for, nothing of one split in another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from graftlm.data.sets import read_card, read_set
+from graftlm.errors import UserError
+from graftlm.recipe.set_recipe import parse_set_recipe
+from graftlm.runs.build_set import build_set
+from graftlm.runs.set_sources import changed_sources, list_sources
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three sources: sums, capitals with mistakes in them, and reviews with labels."""
+    place = tmp_path / "here"
+    place.mkdir()
+    write(place / "sums.jsonl", [{"prompt": f"What is {n} + 1?", "completion": str(n + 1)} for n in range(300)])
+    capitals = [{"instruction": f"Name the capital of land {n}.", "output": f"City {n}"} for n in range(100)]
+    capitals += [{"instruction": "Name the capital of land 5.", "output": "City 5"}]  # an exact duplicate
+    capitals += [{"instruction": "Name the capital of land 6.", "output": "Another"}]  # a contradiction
+    capitals += [{"instruction": "Name a capital.", "output": "?"}, {"instruction": "Name none.", "output": ""}]
+    write(place / "capitals.jsonl", capitals)
+    reviews = [{"text": f"I saw film {n}, and it was good.", "label": "positive"} for n in range(30)]
+    reviews += [{"text": f"I saw film {n}, and it was bad.", "label": "negative"} for n in range(30, 40)]
+    write(place / "reviews.jsonl", reviews)
+    return place
+
+
+SOURCES = """\
+sources:
+  sums: {path: sums.jsonl, task: arithmetic, language: en, licence: CC BY}
+  capitals: {path: capitals.jsonl, task: facts, language: en}
+"""
+
+
+def build(text: str, folder: Path, out: Path):
+    return build_set(parse_set_recipe(text, folder=folder), out, folder=folder, text=text)
+
+
+def test_the_same_bytes_again(folder, tmp_path):
+    text = SOURCES + "mixture: {cap: 80}\nsplits: {test: 0.2}\nfilters: {contradictions: true}\nrows_per_shard: 50\n"
+    build(text, folder, tmp_path / "one")
+    there = tmp_path / "there"  # another folder, and the sources in another order
+    shutil.copytree(folder, there)
+    lines = text.splitlines()
+    turned = "\n".join([lines[0], lines[2], lines[1], *lines[3:]])
+    build(turned, there, tmp_path / "two")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert (tmp_path / "two" / "recipe.yaml").read_text() == turned
+    assert len(files) == 7  # four shards, the card twice, the recipe
+    assert all((tmp_path / "two" / name).read_bytes() == content for name, content in files.items() if "shard" in name)
+    assert read_card(tmp_path / "one") == read_card(tmp_path / "two")
+    build(text.replace("sources", "seed: 1\nsources"), folder, tmp_path / "three")
+    assert list(read_set(tmp_path / "three")) != list(read_set(tmp_path / "one"))
+
+
+def test_every_row_is_accounted_for(folder, tmp_path):
+    card = build(SOURCES + "mixture: {cap: 80}\nfilters: {contradictions: true}\n", folder, tmp_path / "set")
+    assert card.dropped == {
+        "empty answer": 2,
+        "exact duplicate": 1,
+        "same input, other answer": 2,
+        "not drawn for the mixture": 220 + 19,
+    }
+    assert card.rows + sum(card.dropped.values()) == 300 + 104
+    assert card.notes["read"]["capitals"] == {"rows": 104, "instances": 104}
+    assert card.notes["mixture"]["sums"] == {"available": 300, "quota": 80, "rows": 80}
+    assert card.tasks == {"arithmetic": 80, "facts": 80}
+    assert card.licences == {"": 80, "CC BY": 80}
+    assert card.examples["exact duplicate"] == ["capitals.jsonl:101"]
+    assert {i.source for i in read_set(tmp_path / "set")} == {"sums.jsonl", "capitals.jsonl"}
+
+
+def test_splits_and_families_held_out(folder, tmp_path):
+    text = SOURCES + "mixture: {held_out: facts}\nsplits: {test: 0.2, validation: 0.1}\n"
+    card = build(text, folder, tmp_path / "set")
+    parts = {name: list(read_set(tmp_path / "set", name)) for name in card.splits}
+    assert {i.provenance.task for i in parts["unseen"]} == {"facts"}
+    assert len(parts["unseen"]) == card.splits["unseen"] == 101
+    assert {i.provenance.task for name in ("train", "test", "validation") for i in parts[name]} == {"arithmetic"}
+    assert 35 < card.splits["test"] < 85
+    assert 10 < card.splits["validation"] < 50
+    prompts = [{i.messages[0].content for i in part} for part in parts.values()]
+    assert sum(map(len, prompts)) == len(set().union(*prompts))
+    with pytest.raises(UserError, match=r"unknown task family 'fact'; there are: arithmetic, facts\n.*'facts'"):
+        build(text.replace("held_out: facts", "held_out: fact"), folder, tmp_path / "set")
+
+
+def test_repeated_rows_are_for_training_only(folder, tmp_path):
+    text = "sources: {sums: {path: sums.jsonl, max_rows: 50}}\nmixture: {total: 120, repeat: true}\n"
+    text += "splits: {test: 0.3}\n"
+    card = build(text, folder, tmp_path / "set")
+    assert set(Counter(i.row for i in read_set(tmp_path / "set", "test")).values()) == {1}
+    assert set(Counter(i.row for i in read_set(tmp_path / "set", "train")).values()) == {2, 3}
+    assert card.rows + card.dropped["repeated, but not for training"] == 120
+
+
+def test_labelled_rows_and_their_balance(folder, tmp_path):
+    text = "sources: {films: {path: reviews.jsonl, template: sentiment, language: en}}\nfilters: {balance: 2}\n"
+    card = build(text, folder, tmp_path / "set")
+    answers = Counter(i.messages[-1].content for i in read_set(tmp_path / "set"))
+    assert sorted(answers.values()) == [10, 20]
+    assert card.tasks == {"sentiment": 30}
+    assert card.dropped == {"over the balance of labels": 10}
+
+
+def test_overlap_and_words(folder, tmp_path):
+    exam = [{"question": "Name the capital of land 7.", "answer": "City 7"}, {"question": "Who?"}]
+    write(folder / "exam.jsonl", exam)
+    (folder / "bad.txt").write_text("land 9\n")
+    text = SOURCES + "filters: {overlap: {exam: exam.jsonl}, overlap_words: 6, words: bad.txt}\n"
+    card = build(text, folder, tmp_path / "set")
+    assert card.dropped["overlaps with exam"] == 1
+    assert card.dropped["word of the list"] == 1  # land 9, and not land 90
+    assert card.examples["overlaps with exam"] == ["capitals.jsonl:8"]
+    assert card.notes["evaluation texts too short to look for"] == {"exam": 2}
+    assert [source.path for source in card.sources] == ["capitals.jsonl", "sums.jsonl", "bad.txt", "exam.jsonl"]
+
+
+def test_sets_are_sources_and_templates_name_families(folder, tmp_path):
+    build(SOURCES, folder, folder / "first")
+    rows = [{"prompt": f"q {n}", "completion": "a", "template": ("odd_x", "other_y")[n % 2]} for n in range(10)]
+    write(folder / "p3.jsonl", rows)
+    text = """\
+sources:
+  first: {path: first}
+  p3: {path: p3.jsonl, families: {paraphrase: 'odd*'}, task: ''}
+mixture: {by: task}
+"""
+    card = build(text, folder, tmp_path / "second")
+    assert card.tasks == {"": 5, "arithmetic": 300, "facts": 101, "paraphrase": 5}
+    assert card.notes["mixture"]["(not stated)"]["rows"] == 5
+    assert card.licences["CC BY"] == 300  # what the first set knows stays
+    (folder / "first" / "shard-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="this shard is not what the card"):
+        build(text, folder, tmp_path / "second")
+
+
+def test_changed_sources_are_noticed(folder, tmp_path):
+    card = build(SOURCES, folder, tmp_path / "set")
+    recipe = parse_set_recipe(SOURCES, folder=folder)
+    assert changed_sources(card, list_sources(recipe, folder)) == []
+    with (folder / "sums.jsonl").open("a") as file:
+        file.write('{"prompt": "And now?", "completion": "7"}\n')
+    assert changed_sources(card, list_sources(recipe, folder)) == ["sums.jsonl"]
+    pinned = SOURCES.replace("sums.jsonl,", f"sums.jsonl, sha256: '{card.sources[1].sha256}',")
+    with pytest.raises(UserError, match=r"source 'sums': sums\.jsonl is not what the recipe says"):
+        build(pinned, folder, tmp_path / "set")
+
+
+def test_totals_in_tokens(folder, tmp_path):
+    card = build(SOURCES + "mixture: {total: 400, unit: tokens}\n", folder, tmp_path / "set")
+    plan = card.notes["mixture"]
+    assert sum(each["quota"] for each in plan.values()) == 400
+    assert 20 < card.rows < 60
