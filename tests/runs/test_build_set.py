@@ -164,3 +164,21 @@ def test_totals_in_tokens(folder, tmp_path):
     plan = card.notes["mixture"]
     assert sum(each["quota"] for each in plan.values()) == 400
     assert 20 < card.rows < 60
+
+
+def test_templates_of_promptsource(folder, tmp_path):
+    template = {"dataset": "films", "name": "mood", "jinja": "{{text}} Mood? ||| {{answer_choices[label]}}"}
+    write(folder / "templates.jsonl", [{**template, "answer_choices": "sad ||| glad"}])
+    text = """\
+sources:
+  films:
+    path: reviews.jsonl
+    template: promptsource:templates.jsonl#films/mood
+    classes: {label: [negative, positive]}
+    licence: MIT
+"""
+    card = build(text, folder, tmp_path / "set")
+    assert Counter(i.messages[-1].content for i in read_set(tmp_path / "set")) == {"glad": 30, "sad": 10}
+    assert card.templates == {"films/mood": 40}
+    assert card.licences == {"MIT": 40}
+    assert [source.path for source in card.sources] == ["reviews.jsonl", "templates.jsonl"]
