@@ -88,7 +88,7 @@ def format_command(
             licence=licence,
             seed=seed,
         )
-        write_instances(out, instances, file, licence, counts)
+        write_instances(out, instances, file, licence, counts, split=split)
         print_counts(counts, out)
         return
     task = load_task_template(template)
@@ -132,7 +132,8 @@ def format_command(
         _print_pool(pool, split_file or file)
     counts = RowCounts()
     instances = format_rows(rows(file, split), task, settings, seed, pool=pool, counts=counts)
-    write_instances(out, instances, file, licence, counts)
+    others = [path for path in (split_file, join) if path is not None]
+    write_instances(out, instances, file, licence, counts, split=settings.split, others=others)
     print_counts(counts, out)
 
 
@@ -202,8 +203,19 @@ def _print_pool(pool: Demonstrations, source: str) -> None:
     console.print(f"demonstrations from {source}: {', '.join(sizes)}", markup=False, soft_wrap=True)
 
 
-def write_instances(out: Path, instances: Iterator[Instance], source: str, licence: str, counts: RowCounts) -> None:
+def write_instances(
+    out: Path,
+    instances: Iterator[Instance],
+    source: str,
+    licence: str,
+    counts: RowCounts,
+    *,
+    split: str | None = None,
+    others: Iterable[str] = (),
+) -> None:
     """Write instances as chat JSONL or as a set. Either is there only when it is whole.
+
+    A set's card names the files of ``source`` and the ``others`` that went in; ``split`` is train if it is None.
 
     Raises:
         UserError: no instance is left, with the reasons.
@@ -211,6 +223,7 @@ def write_instances(out: Path, instances: Iterator[Instance], source: str, licen
     import json
     import os
 
+    from graftlm.data.readers import find_sources
     from graftlm.data.sets import SetCard, describe_source, write_set
 
     first = next(instances, None)
@@ -219,8 +232,11 @@ def write_instances(out: Path, instances: Iterator[Instance], source: str, licen
         raise UserError(f"{source}: no row is left of {counts.read:,}: {reasons or 'the file holds none'}")
     rows = chain([first], instances)
     if out.suffix != ".jsonl":
-        sources = [describe_source(source, licence=licence)] if Path(source).is_file() else []
-        write_set(out, rows, SetCard(sources=sources, dropped=counts.dropped, examples=counts.examples))
+        files = [(name, licence) for name in find_sources(source)]
+        files += [(name, "") for other in others for name in find_sources(other)]
+        sources = [describe_source(name, licence=theirs) for name, theirs in files if Path(name).is_file()]
+        card = SetCard(sources=sources, dropped=counts.dropped, examples=counts.examples)
+        write_set(out, rows, card, split=lambda _: split or "train")
         return
     part = out.with_name(out.name + ".part")
     try:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from graftlm.data.sets import read_card, read_set
 from tests.cli.conftest import Cli
 
 MOODS = [{"text": f"text {i}", "label": ("pos", "neg")[i % 2]} for i in range(12)]
@@ -152,3 +153,17 @@ def test_templates_of_ones_own(cli: Cli, tmp_path: Path):
     (tmp_path / "own.yaml").write_text(template.replace("INK", "'{{ text | upper }}'"), encoding="utf-8")
     assert cli(*arguments).code == 0
     assert lines(tmp_path / "out.jsonl")[0]["messages"][1]["content"] == "TEXT 0"
+
+
+def test_a_folder_becomes_a_set(cli: Cli, tmp_path: Path):
+    save(tmp_path / "dev.jsonl", [*MOODS[:4], {"text": "?", "label": "mixed"}])
+    save(tmp_path / "train.jsonl", MOODS)
+    arguments = ("data", "format", "dev.jsonl", "--template", "sentiment", "--licence", "CC0", "--split", "dev")
+    assert cli(*arguments, "--demonstrations", 1, "--split-file", "train.jsonl", "--out", "set").code == 0
+    card = read_card(tmp_path / "set")
+    assert (card.rows, card.splits, card.licences) == (4, {"dev": 4}, {"CC0": 4})
+    assert card.dropped == {"label 'mixed' is not in the template's list": 1}
+    assert [(source.path, source.licence) for source in card.sources] == [("dev.jsonl", "CC0"), ("train.jsonl", "")]
+    assert cli(*arguments, "--out", "out.jsonl").code == 0
+    found = [instance.messages[-1].content for instance in read_set(tmp_path / "set")]
+    assert found == [row["messages"][-1]["content"] for row in lines(tmp_path / "out.jsonl")]
