@@ -364,7 +364,8 @@ def _refuse(rows: Sequence[Row], source: str) -> None:
     for kind, holds in kinds.items():
         if holds:
             use = (
-                "Templates are applied to labelled data; they hold no examples themselves."
+                "Templates are applied to labelled data; they hold no examples themselves:"
+                " graftlm data format ROWS --template promptsource:FILE#dataset/name --out SET"
                 if "templates" in kind
                 else "Preference data trains rewards and preferences; instruction tuning needs one answer a"
                 ' row, for example {"prompt": "…", "completion": "…"}.'
