@@ -99,7 +99,8 @@ def read_sources(recipe: SetRecipe, folder: Path, read: dict[str, RowCounts]) ->
         for file in files:
             try:
                 for instance in _read(source, file, folder, recipe.seed, files, read[name]):
-                    yield name, replace(instance, provenance=_origin(instance.provenance, source))
+                    origin = _origin(instance.provenance, source)
+                    yield name, instance if origin == instance.provenance else replace(instance, provenance=origin)
             except UserError as error:
                 raise UserError(f"source '{name}': {error.message}", hint=error.hint) from error
 
@@ -112,7 +113,7 @@ def _origin(own: Provenance, source: SourceKeys) -> Provenance:
             task = family
             break
     language, licence = own.language or source.language, own.licence or source.licence
-    return replace(own, task=task, language=language, licence=licence)
+    return Provenance(task, own.template, language, licence, own.user)
 
 
 def _read(
@@ -136,8 +137,12 @@ def _read(
         split=source.split,
         limit=source.max_rows,
     )
+    if is_set(Path(file)):
+        yield from reading.instances
+        return
+    name = shown(file, folder)
     for instance in reading.instances:
-        yield instance if is_set(Path(file)) else replace(instance, source=shown(file, folder))
+        yield replace(instance, source=name)
 
 
 def _prompted(source: SourceKeys, file: str, folder: Path, seed: int, counts: RowCounts) -> Iterator[Instance]:
