@@ -248,14 +248,15 @@ class _Writer:
         """The descriptions of a row: all, or the one drawn for it."""
         if self.settings.all_descriptions:
             return range(len(self.texts))
-        return (self._random(row, "description").randrange(len(self.texts)),)
+        return (self._number(row, "description") % len(self.texts),)
 
-    def _random(self, row: Fields, what: str) -> random.Random:
+    def _number(self, row: Fields, what: str) -> int:
+        """A number of 64 bits that looks drawn, and is always the same for a row and a purpose."""
         key = f"{self.template.name}/{self.settings.language}/{self.settings.inverted}/{what}"
-        return random.Random(int.from_bytes(_hash(self.seed, key, row.identity), "big"))
+        return int.from_bytes(_hash(self.seed, key, row.identity), "big")
 
     def write(self, row: Fields, which: int, number: int) -> Instance:
-        rng = self._random(row, str(which))
+        rng = random.Random(self._number(row, str(which)))
         shared: dict[str, Any] = {"language": self.settings.language}
         if self.words:
             shared["choices"] = rng.sample(list(self.words.values()), len(self.words))
