@@ -9,6 +9,7 @@ import typer
 
 from graftlm.cli.console import console, parse_variables, print_warnings
 from graftlm.cli.data_build import build_command
+from graftlm.cli.data_collect import check_demonstrations, collect
 from graftlm.cli.data_format import format_command, templates_command
 from graftlm.cli.data_inspect import inspect_command
 
@@ -25,6 +26,8 @@ app.command("format")(format_command)
 app.command("build")(build_command)
 app.command("inspect")(inspect_command)
 app.command("templates")(templates_command)
+app.command("collect")(collect)
+app.command("check-demonstrations")(check_demonstrations)
 
 
 @app.callback()

@@ -10,7 +10,7 @@ _W = "A-Za-zÀ-ÖØ-öø-ÿß"
 _CAP = rf"[{_U}][{_W}'.-]*"
 # ", Springfield, IL 62704", ", London SW1A 2AA", ", 10115 Berlin", ", 75001 Paris", ", Madrid"
 _US_UK = (
-    rf"(?:,?[ \n]+(?:apt|apartment|suite|ste|unit|flat|floor|room|#)\.?[ ]?#?[A-Za-z0-9-]{{1,6}}(?![A-Za-z0-9]))?"
+    rf"(?:,?[ \n]+(?i:apt|apartment|suite|ste|unit|flat|floor|room|#)\.?[ ]?#?[A-Za-z0-9-]{{1,6}}(?![A-Za-z0-9]))?"
     rf"(?:,?[ \n]+{_CAP}(?: {_CAP}){{0,2}},?[ \n]+(?:[A-Z]{{2}},?[ ]\d{{5}}(?:-\d{{4}})?"
     rf"|[A-Z]{{1,2}}\d[A-Z\d]?[ ]?\d[A-Z]{{2}}|[A-Z]{{2}}\b)"
     rf"|,?[ \n]+[A-Z]{{1,2}}\d[A-Z\d]?[ ]\d[A-Z]{{2}}\b)?"
@@ -21,30 +21,39 @@ _TOWN = (
 )
 
 _ENGLISH = re.compile(
-    rf"(?<![\w.,-])(?:(?:flat|apt|apartment|unit"
+    rf"(?<![\w.,-])(?:(?i:flat|apt|apartment|unit"
     rf"|suite)\.? ?#?\w{{1,5}},? )?\d{{1,5}}[A-Za-z]?,? (?:[NSEW]\.? |(?:North|South|East|West) )?"
-    rf"(?:(?:{_CAP}|\d{{1,3}}(?:st|nd|rd|th)) ){{1,4}}?"
-    r"(?:street|str|st|avenue|ave|av|road|rd|lane|ln|drive|dr|boulevard|blvd|court|ct|place|pl|way|terrace"
+    rf"(?:(?:{_CAP}|\d{{1,3}}(?:st|nd|rd|th)) ){{1,4}}"
+    r"(?i:street|str|st|avenue|ave|av|road|rd|lane|ln|drive|dr|boulevard|blvd|court|ct|place|pl|way|terrace"
     r"|ter|square|sq|circle|cir"
     r"|parkway|pkwy|highway|hwy|close|crescent|row|mews|gardens|grove|hill|trail|loop|walk|broadway|plaza|alley)\b\.?"
-    r"(?: (?:NE|NW|SE|SW|N|S|E|W)\b)?" + _US_UK,
-    re.IGNORECASE,
+    r"(?: (?:NE|NW|SE|SW|N|S|E|W)\b)?" + _US_UK
 )
-_BOX = re.compile(
-    r"\b(?:p\.? ?o\.? box|postfach|apartado(?: de correos)?|b\.?p\.?) \d{2,7}" + _US_UK + _TOWN, re.IGNORECASE
+_BOX = re.compile(r"\b(?i:p\.? ?o\.? box|postfach|apartado(?: de correos)?|b\.?p\.?) \d{2,7}" + _US_UK + _TOWN)
+_WORD = rf"[{_U}][{_W}'-]*"
+_NO_STREET = (
+    r"(?!(?:Der|Die|Das|Dem|Den|Ein|Eine|Einen|Mein|Unser|Am|Im|Zum|Zur|Vom|Beim|In|Auf|Bahnsteig|Bahnhof|Supermarkt"
+    r"|Parkplatz|Spielplatz|Umweg|Heimweg|Arbeitsmarkt|Hering) )"
+)
+_NUMBER = (
+    r",? (?:Nr\. ?)?\d{1,4}(?: ?[a-zA-Z](?![A-Za-z]))?(?:[-/]\d{1,4})?"
+    r"(?![\d%€:]|[.,]\d| ?(?:km|m|Uhr|Euro|Meter|Kilometer|Minuten|Prozent|Jahre)\b)"
 )
 _GERMAN = re.compile(
-    rf"(?<![{_W}])(?:(?:{_CAP}[ -])?[{_U}][{_W}-]*(?:straße|strasse|str\.|weg|platz|allee|gasse|ring|damm"
-    rf"|ufer|steig|markt|hof|chaussee|pfad|graben)"
-    rf"|(?:{_CAP}[ -]){{1,2}}(?:Straße|Strasse|Str\.|Weg|Platz|Allee|Gasse|Ring|Damm|Ufer|Chaussee)"
-    rf"|(?:Am|An der|An den|Auf dem|Auf der|Im|In der|Zum|Zur|Unter den|Unter der) {_CAP}(?: {_CAP})?)"
-    r",? (?:Nr\. ?)?\d{1,4}(?: ?[a-zA-Z](?![A-Za-z]))?(?:[-/]\d{1,4})?(?![\d%€:]|[.,]\d)" + _TOWN
+    rf"(?<![{_W}]){_NO_STREET}(?:(?:{_WORD}[ -])?{_NO_STREET}[{_U}][{_W}-]*(?:straße|strasse|str\.|weg"
+    rf"|platz|allee|gasse|damm|ufer|chaussee)"
+    rf"|(?:{_WORD}[ -]){{1,2}}(?:Straße|Strasse|Str\.|Weg|Platz|Allee|Gasse|Ring|Damm|Ufer|Chaussee)"
+    rf"){_NUMBER}{_TOWN}"
+    # "Am Markt 5, 10115 Berlin": without a town it might be "Im Jahr 1990", and "Kohlmarkt 5" might be "Spring 5"
+    rf"|(?<![{_W}])(?:[{_U}][{_W}-]*(?:ring|steig|markt|hof|pfad|graben)"
+    rf"|(?:Am|An der|An den|Auf dem|Auf der|Im|In der|Zum|Zur|Unter den|Unter der) {_WORD}(?: {_WORD})?)"
+    rf"{_NUMBER}{_TOWN.removesuffix('?')}"
 )
 _OF = r"(?:(?:de la|de l'|des|du|de las|de los|del|de|la|le|les|el|d'|l'|los|las|St\.?|Saint) ?){0,3}"
 _FRENCH = re.compile(
     rf"(?<![\w.,-])\d{{1,4}}(?: ?(?:bis|ter|[A-D]))?,? (?i:rue|avenue|av\.|boulevard|bd\.?|place|impasse"
-    rf"|all[ée]e|chemin|quai|route|cours"
-    rf"|square|passage|faubourg|sentier|villa|esplanade) {_OF}{_CAP}(?:[ -]{_OF}{_CAP}){{0,4}}" + _TOWN
+    rf"|all[ée]e|chemin|quai|route"
+    rf"|square|passage|faubourg|sentier|esplanade) {_OF}{_CAP}(?:[ -]{_OF}{_CAP}){{0,4}}" + _TOWN
 )
 _SPANISH = re.compile(
     rf"(?<![{_W}])(?i:calle|c/|avenida|avda?\.?|av\.|plaza|pza\.?|pl\.|paseo|p\.º|camino|carrera|carretera"
@@ -75,8 +84,7 @@ _LEAD = re.compile(
 def find_addresses(text: str) -> Iterator[tuple[int, int]]:
     for form in (_ENGLISH, _BOX, _GERMAN, _FRENCH, _SPANISH):
         for match in form.finditer(text):
-            if form is not _ENGLISH or any(sign.isupper() for sign in match[0]):
-                yield match.span()
+            yield match.span()
     for match in _CHINESE.finditer(text):
         lead = _LEAD.match(match[0])
         yield match.start() + (lead.end() if lead else 0), match.end()

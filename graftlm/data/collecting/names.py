@@ -10,18 +10,21 @@ import re
 from collections.abc import Iterator
 
 _U = "A-ZÀ-ÖØ-ÞŁŚŻČŠŽ"
-_N = rf"[{_U}](?:[a-zß-öø-ÿąćęłńóśźżčšžœ]|(?<=[a-z])[{_U}](?=[a-z])|['-](?=[{_U}]))+|[{_U}]'[{_U}][a-zà-ÿ]+"
+_N = rf"[{_U}](?:[a-zß-öø-ÿąćęłńóśźżčšžœ]|(?<=[a-z'-])[{_U}](?=[a-zß-ÿ])|['-](?=[{_U}]))+|[{_U}]'[{_U}][a-zà-ÿ]+"
 _PARTICLE = r"(?:von|van|der|den|de|del|la|le|di|da|dos|du|zu|zur|bin|ibn|al|el|y|ten|ter|Mc|Mac|St\.)"
 _NAME = rf"(?P<name>(?:{_N})(?:(?:[ \t]+{_PARTICLE}){{0,2}}[ \t]+(?:{_N}|[{_U}]\.)){{0,3}})(?![A-Za-zÀ-ÿ])"
 _TWO = rf"(?P<name>(?:{_N})(?:(?:[ \t]+{_PARTICLE}){{0,2}}[ \t]+(?:{_N}|[{_U}]\.)){{1,3}})(?![A-Za-zÀ-ÿ])"
 _ANY = r"(?P<name>[a-zß-ÿ]+(?:['-][a-zß-ÿ]+)?(?:[ \t]+[a-zß-ÿ]+(?:['-][a-zß-ÿ]+)?)?)(?![A-Za-zÀ-ÿ])"
 
+_LINE = r"(?:\A|(?<=[\n,;.(|-])|(?<=[\n,;.(|-] ))"  # where a field of a form begins
 _SAYS_NAME = (
-    r"(?<![A-Za-zÀ-ÿ])(?i:my (?:full |first |last |real )?name(?:'s| is|:)|(?:full |first |last )?name ?:"
+    rf"(?<![A-Za-zÀ-ÿ])(?i:my (?:full |first |last |real )?name(?:'s| is|:)"
+    rf"|{_LINE}(?:(?:full|first|last|employee|customer|patient|contact|client) )?name ?:"
     r"|i am called|i'm called|they call me"
     r"|(?:ich|er|sie) hei(?:ß|ss)e?t?|mein name (?:ist|lautet)|name ist|je m'appelle|mon nom est"
     r"|je me nomme|me llamo|mi nombre(?: completo)? es"
-    r"|nombre ?:|nom ?:|signed(?: by)?[,:]?|unterschrieben von|signé[,:]?|firmado(?: por)?[,:]?)[ \t]+"
+    rf""
+    rf"|{_LINE}(?:nombre|nom) ?:|signed(?: by)?[,:]?|unterschrieben von|signé[,:]?|firmado(?: por)?[,:]?)[ \t]+"
 )
 _SAYS_WHO = (
     r"(?<![A-Za-zÀ-ÿ])(?i:i am|i'm|this is|it's me,|call me|ich bin|hier (?:ist|spricht)|je suis"
@@ -40,7 +43,7 @@ _PEOPLE = (
     r"|compañero|compañera|vecino|vecina|novio|novia)),?[ \t]+"
 )
 _TITLE = (
-    r"(?<![A-Za-zÀ-ÿ])(?:Mr|Mrs|Ms|Mx|Miss|Dr|Prof|Professor|Doctor|Sir|Herrn?|Frau|Mme|Mlle|M|Monsieur"
+    r"(?<![A-Za-zÀ-ÿ])(?:Mr|Mrs|Ms|Mx|Miss|Dr|Prof|Professor|Doctor|Sir|Herrn?|Frau|Mme|Mlle|M(?=\.)|Monsieur"
     r"|Madame|Mademoiselle|Maître|Docteur"
     r"|Sra|Sr|Srta|Señora?|Señorita|señora?|señorita|Don|Doña|don|doña|Dra|Doktor|Profesora?|Professeur"
     r"|Dipl\.-Ing)(?:\.[ \t]*|[ \t]+)"
@@ -58,14 +61,16 @@ _CLOSING = (
     r"|lg|mfg|vg|danke|(?:bien )?cordialement|bien à vous|amicalement|sincères salutations"
     r"|salutations(?: distinguées)?|merci(?: d'avance)?|bises"
     r"|(?:un (?:cordial )?)?saludos?(?: cordiales)?|atentamente|cordialmente|un abrazo|gracias"
-    r"|muchas gracias)[,.!]?[ \t]*\n?[ \t]*[-\u2014]*[ \t]*"
+    r"|muchas gracias)(?:[,.!][ \t]*\n?|[ \t]*\n|(?i:(?<=grüßen)|(?<=grüße)|(?<=gruß)|(?<=lg)|(?<=mfg)"
+    r"|(?<=regards)) )"
+    r"[ \t]*[-\u2014]*[ \t]*"
 )
 _LATIN = [
     re.compile(_SAYS_NAME + _NAME),
     re.compile(_SAYS_NAME + _ANY),
     re.compile(_SAYS_WHO + _TWO),
     re.compile(
-        _SAYS_WHO.replace("|ich bin", "").replace("|je suis", "")
+        r"(?<![A-Za-zÀ-ÿ])(?i:i am|i'm|it's me,|call me|moi,? c'est|hier (?:ist|spricht)|soy|habla)[ \t]+"
         + _NAME
         + r"(?=[ \t]*(?:[,.;!\n]|and\b|from\b|here\b|y\b|de\b|$))"
     ),
@@ -73,15 +78,16 @@ _LATIN = [
     re.compile(_TITLE + _NAME),
     re.compile(_GREETING + _NAME + r"(?=[ \t]*[,:!\n]|$)"),
     re.compile(_CLOSING + _NAME + r"(?=[ \t]*[.!\"']?[ \t]*(?:\n|$))"),
-    re.compile(r"\n[ \t]*[-\u2014]+[ \t]*" + _NAME + r"\s*$"),
+    re.compile(r"\n[ \t]*(?:--+|\u2014)[ \t]*" + _NAME + r"\s*$"),
 ]
 _NEVER = (
     "the a an i not on in at to too so it sir madam hiring team all everyone everybody customer customers"
     " friend friends santa president there he she we you they my your no unknown important confidential"
     " required and but or if what how please can could would ich sie er es und oder aber nicht ein eine der die"
     " das kollegen damen herren kunden freunde student studentin lehrer lehrerin je il elle et ou mais pas un"
-    " une le la les tous monsieur madame yo el ella y o pero no un una los las todos equipo clientes english"
-    " german french spanish chinese american british canadian indian python java javascript excel january"
+    " une le la les tous monsieur madame yo el ella y o pero no un una los las todos equipo clientes english world"
+    " chatgpt gpt claude siri alexa assistant ai bot german french spanish chinese american british canadian indian"
+    " python java javascript excel january"
     " february march april may june july august september october november december"
 )
 _NOT_NAMES = frozenset(_NEVER.split())
@@ -93,28 +99,37 @@ _STOP_LOWER = re.compile(
 _SURNAMES = (
     "王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋郑谢韩唐冯于董萧程曹袁邓许傅沈曾彭吕苏卢蒋蔡贾丁魏薛叶阎余潘杜戴夏钟汪田任姜范方石姚谭廖邹熊金陆郝孔白崔康毛邱秦江史顾"
     "侯邵孟龙万段雷钱汤尹黎易常武乔贺赖龚文庞樊兰殷施陶洪翟安颜倪严牛温芦季俞章鲁葛伍韦申尤毕聂丛焦向柳邢骆岳齐尚梅莫庄辛管祝左涂谷祁时舒耿牟卜路詹关苗凌费纪靳盛童欧甄项曲成游阳裴"
-    "席卫查屈鲍位覃霍翁隋植甘景薄单包司柏宁柯阮桂闵解强柴华车冉房边"
+    "席卫屈鲍覃霍翁隋植甘景薄司柏宁柯阮桂闵柴华车冉"
 )
 _COMPOUND = "欧阳|上官|司马|诸葛|司徒|东方|独孤|南宫|皇甫|尉迟|公孙|慕容|令狐|夏侯|端木|百里|长孙"
 _H = "\u4e00-\u9fff"
 _FAMILY = rf"(?:{_COMPOUND}|[{_SURNAMES}])"
+# Words that begin with the sign of a family name.
+_NO_NAME = (
+    "关于|关系|关注|高级|高中|单身|单位|金融|安全|方便|常见|温柔|程序|时间|成为|成功|华人|车间|白领|石油"
+    "|阳光|景区|包括|解释|顾问|管理"
+    "|万能|项目|计算|强调|应该|全体|易于|从事|司机"
+)
+_SMALL = "的了是在和有找问给看去到上下个位名这那些与及让请叫被把为"
 # Signs that go on with the sentence after a given name of one sign.
 _ON = "想请今来在是的从现我住年男女要也和与有很说问了这你您就不已目毕以可会需希帮能，。"
 _CHINESE_SAYS = re.compile(
-    rf"(?:我叫做?|我名叫|我的(?:全名|名字|姓名)(?:叫做?|是|为)?|名字(?:叫|是)|本人叫?|姓名(?:叫|是|为)?:?"
+    rf"(?:我叫做?|我名叫|我的(?:全名|名字|姓名)(?:叫做?|是|为)?|名字(?:叫|是)|本人叫?(?![于向从])|姓名(?:叫|是|为)?:?"
     rf"|联系人(?:是|为)?:?|收件人(?:是|为)?:?|署名:?|落款(?:是|为)?:?|签名:?"
     rf"|(?:老公|老婆|丈夫|妻子|儿子|女儿|哥哥|弟弟|姐姐|妹妹|同事|朋友|同学|老板|邻居|男友|女友|客户|经理"
-    rf"|房东)(?:叫|是|,)?)[ \t]*"
+    rf"|房东)(?:名?叫))[ \t]*"
     rf"(?P<name>{_FAMILY}(?:[{_H}](?![{_H}])|[{_H}](?=[{_ON}])|[{_H}]{{2}})|[小阿老][{_H}](?=[,.!?、 ]"
     rf"|[{_ON}]|$)|[A-Z][a-z]+(?: [A-Z][a-z]+)?)"
 )
-_CHINESE_IS = re.compile(rf"(?:我是|这里是|这是|你好,)[ \t]*(?P<name>{_FAMILY}[{_H}]{{1,2}})(?=[,.!?;、。，！ \n]|$)")
+_CHINESE_IS = re.compile(
+    rf"(?:我是|这里是|这是|你好,)[ \t]*(?!{_NO_NAME})(?P<name>{_FAMILY}[{_H}]{{1,2}})(?=[,.!?;、。，！ \n]|$)"
+)
 _CHINESE_TITLE = re.compile(
-    rf"(?<![任如为主对关由基属至等最提同])(?P<name>{_FAMILY}[{_H}]{{0,2}}?)(?:先生|女士|小姐|老师|医生|教授"
+    rf"(?<![任如为主对关由基属至等最提同])(?!{_NO_NAME})(?P<name>{_FAMILY}(?:(?![{_SMALL}])[{_H}]){{0,2}}?)(?:先生|女士|小姐|老师|医生|教授"
     rf"|经理|律师|同学|总监|师傅|阿姨|叔叔|博士|院长|校长|主任|护士|总(?=[,.!?、。，！ 您好的]|$))"
 )
 _CHINESE_CLOSING = re.compile(
-    rf"(?:此致[ \t\n]*敬礼|敬上|祝好|谢谢|敬礼|顺祝商祺|祝您?(?:生活|工作)?(?:愉快"
+    rf"(?:此致[ \t\n]*敬礼|敬上|祝好|谢谢(?=[!,.。，！\n])|敬礼|顺祝商祺|祝您?(?:生活|工作)?(?:愉快"
     rf"|顺利))[!,.。，！]*[ \t]*\n?[ \t]*[-\u2014]*[ \t]*(?P<name>{_FAMILY}[{_H}]{{1,2}})[ \t]*(?=\n|$|敬上|\d)"
 )
 _CHINESE_DEAR = re.compile(rf"(?:亲爱的|尊敬的|致)(?P<name>{_FAMILY}[{_H}]{{1,2}})(?=[,:!，：！])")

@@ -10,7 +10,7 @@ from graftlm.data.collecting import checksums
 
 _FREE = r"(?<![A-Za-z0-9])"
 _END = r"(?![A-Za-z0-9])"
-_DIGITS = re.compile(r"(?<![A-Za-z0-9.])\d(?:[ .-]?\d){11,}")
+_DIGITS = re.compile(r"(?<![A-Za-z0-9.])\d(?:[ -]?\d){11,}")
 _IBAN = re.compile(_FREE + r"[A-Za-z]{2}\d{2}(?=[ -]?[A-Za-z0-9])")
 _SSN = re.compile(r"(?<![\dA-Za-z-])\d{3}([ -])\d{2}\1\d{4}(?![\d-])")
 _SSN_ANNOUNCED = re.compile(r"(?:\bssn\b|social security)[^\d\n]{0,25}(\d{9})(?!\d)", re.IGNORECASE)

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 # Letters of Latin script: \w would swallow Chinese text that stands before an address without a space.
 _L = "A-Za-z\u00c0-\u024f"
@@ -48,7 +49,7 @@ _ANNOUNCED = re.compile(
     r"\s*(?:is|ist|est|es|lautet|为|是|=|:)*\s*[\"'`]?(?P<value>[A-Za-z0-9_+/=.!@#$%^&*~-]{6,})",
     re.IGNORECASE,
 )
-_LONG = re.compile(_B + r"[A-Za-z0-9_+/-]{24,}={0,2}(?![A-Za-z0-9_])")
+_LONG = re.compile(r"(?<![A-Za-z0-9_./#@-])[A-Za-z0-9_+/-]{24,}={0,2}(?![A-Za-z0-9_])")
 _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 
 
@@ -79,7 +80,11 @@ def _mixed(value: str) -> bool:
 def _looks_random(value: str) -> bool:
     """Letters and digits in turn, hardly a sign twice; not a path, a UUID or a name with hyphens."""
     digits = sum(sign.isdigit() for sign in value)
-    if digits < 3 or digits == len(value) or value.count("/") > 2 or value.count("-") > 3 or _UUID.fullmatch(value):
+    if not 0 < digits < len(value) or value.count("/") > 2 or value.count("-") > 3 or _UUID.fullmatch(value):
+        return False
+    kinds = ["d" if sign.isdigit() else "u" if sign.isupper() else "l" if sign.islower() else "" for sign in value]
+    changes = sum(a != b for a, b in pairwise(kinds)) / len(value)
+    if changes < (0.25 if re.fullmatch("[0-9a-f]+|[0-9A-F]+", value) else 0.4):  # words beside numbers change seldom
         return False
     cases = any(sign.isupper() for sign in value) and any(sign.islower() for sign in value)
     counts = Counter(value)

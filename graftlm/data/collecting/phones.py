@@ -12,7 +12,8 @@ _GROUP = re.compile(r"[+(]*\d+\)?")
 _WORDS = re.compile(
     r"(?:phone|\btel\b|\btel[.:]|telefon|téléphone|teléfono|telephone|\bcall\b|\bcell\b|mobile|móvil|mobil"
     r"|portable|handy|rufnummer|nummer"
-    r"|whatsapp|\btext me\b|\bring\b|\bfax\b|\bsms\b|appel|joindre|llám|llama|ruf|erreich|reach|contact"
+    r"|whatsapp|\btext (?:me|us|him|her)\b|\btext\s*$|my number|\bnumber is|numéro|número|\bring\b|\bfax\b"
+    r"|\bsms\b|appel|joindre|llám|llama|ruf|erreich|reach|contact"
     r"|contáct|微信|电话|手机|致电|联系|号码|拨打)",
     re.IGNORECASE,
 )
@@ -22,12 +23,15 @@ _SPANISH = re.compile(
     r"[6-9]\d{2}[ .-]\d{3}[ .-]\d{3}|[6-9]\d{2}[ .-]\d{2}[ .-]\d{2}[ .-]\d{2}|[89]\d[ .-]\d{3}[ .-]\d{2}[ .-]\d{2}"
 )
 _DATE = re.compile(r"(?:19|20)\d\d[./-]\d\d?[./-]\d\d?|\d\d?[./-]\d\d?[./-](?:19|20)\d\d")
+_DECIMAL = re.compile(r"\d{1,2}\.\d{4,}")
 _PERIOD = re.compile(r"(?:1[0-9]|20)\d\d ?[-/] ?(?:1[0-9]|20)\d\d")
 
 
 def find_phones(text: str) -> Iterator[tuple[int, int]]:
     """Of each run of digits and separators the longest part that is a number of some country."""
     for run in _RUN.finditer(text):
+        if re.fullmatch(r"97[89]\d{10}", re.sub(r"[ -]", "", run[0])):  # an ISBN
+            continue
         announced = bool(_WORDS.search(text[max(0, run.start() - 45) : run.start()]))
         groups = [(match.start() + run.start(), match.end() + run.start()) for match in _GROUP.finditer(run[0])]
         yield from _parts(text, groups, announced)
@@ -48,7 +52,7 @@ def _parts(text: str, groups: list[tuple[int, int]], announced: bool) -> Iterato
 
 def _is_phone(text: str, announced: bool) -> bool:
     digits = re.sub(r"\D", "", text)
-    if not 7 <= len(digits) <= 15 or _DATE.fullmatch(text) or _PERIOD.fullmatch(text):
+    if not 7 <= len(digits) <= 15 or _DATE.fullmatch(text) or _PERIOD.fullmatch(text) or _DECIMAL.fullmatch(text):
         return False
     if text.startswith("+") or text.startswith("(+"):
         return _is_possible(text.lstrip("("), None)
@@ -59,8 +63,8 @@ def _is_phone(text: str, announced: bool) -> bool:
     grouped = len(digits) != len(text)
     if digits.startswith("0"):
         return len(digits) >= 9 and any(_is_valid(text, region) for region in _TRUNK)
-    if len(digits) == 11 and digits[0] == "1" and digits[1] >= "3":
-        return _is_valid(text, "CN")
+    if len(digits) == 11 and digits[0] == "1" and digits[1] >= "3" and _is_valid(text, "CN"):
+        return True
     if not grouped:
         return False
     if len(digits) == 10 or (len(digits) == 11 and digits[0] == "1"):

@@ -36,6 +36,7 @@ REMOVED = [
     ("my name is john smith and i want to sleep", "my name is <NAME> and i want to sleep"),
     ("Ich heiße Peter Schmidt. Frau Dr. Weber sagt ja.", "Ich heiße <NAME>. Frau Dr. <NAME> sagt ja."),
     ("Write a letter.\nBest regards,\nJohn O'Brien", "Write a letter.\nBest regards,\n<NAME>"),
+    ("Order:\nName: Mary Jones\nItem: pen", "Order:\nName: <NAME>\nItem: pen"),
     ("我叫王小明，想请李老师帮忙", "我叫<NAME>，想请<NAME>老师帮忙"),
 ]
 
@@ -52,6 +53,9 @@ def test_removed(text, expected):
         "Is 978-3-16-148410-0 an ISBN? Order 4111 1111 1111 1112 has no check digit.",
         "Does version 1.2.3.4 need std::vector at 12:30:45 on 127.0.0.1?",
         "Write a poem in 5 lines about a 10 km drive.",
+        "Table name: Books, Store Name: Corner. String 1 and Spring 2024; see https://www.example.com/news/technology-45496375",
+        "Der Platz 14 im Saal ist frei. Im Jahr 1990 kam Heft 3. Am Ende 5.",
+        "在图书馆里，一位老师和一位学生相遇",
         "I am happy today. What is the capital of France?",
         "Commit 2f3a says: @property def size(self) -> int",
         "Wie heißt die Hauptstadt von Frankreich? Ich bin müde.",
