@@ -96,13 +96,18 @@ def read_sources(recipe: SetRecipe, folder: Path, read: dict[str, RowCounts]) ->
     for name in sorted(recipe.sources):
         source = recipe.sources[name]
         files = [file for path in source.path for file in files_of(path, folder, name)]
+        empty = True
         for file in files:
             try:
                 for instance in _read(source, file, folder, recipe.seed, files, read[name]):
+                    empty = False
                     origin = _origin(instance.provenance, source)
                     yield name, instance if origin == instance.provenance else replace(instance, provenance=origin)
             except UserError as error:
                 raise UserError(f"source '{name}': {error.message}", hint=error.hint) from error
+        if empty:
+            reasons = "; ".join(f"{number:,} {reason}" for reason, number in read[name].dropped.items())
+            raise UserError(f"source '{name}': none of its {read[name].rows:,} rows gives an instance: {reasons}")
 
 
 def _origin(own: Provenance, source: SourceKeys) -> Provenance:

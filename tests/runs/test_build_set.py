@@ -182,3 +182,7 @@ sources:
     assert card.templates == {"films/mood": 40}
     assert card.licences == {"MIT": 40}
     assert [source.path for source in card.sources] == ["reviews.jsonl", "templates.jsonl"]
+    missing = text.replace("classes: {label: [negative, positive]}", "columns: {text: body}")
+    (folder / "reviews.jsonl").write_text('{"body": "Fine.", "label": null}\n')
+    with pytest.raises(UserError, match="source 'films': none of its 1 rows gives an instance: 1 "):
+        build(missing, folder, tmp_path / "set")
