@@ -260,7 +260,7 @@ def near_groups(instances: Sequence[Instance], threshold: float = 0.8) -> list[l
     """Instances that are nearly equal to the first of their group, the largest groups first; singles left out."""
     near = NearDuplicates(threshold)
     groups: dict[int, list[Instance]] = {}
-    for number, instance in enumerate(instances):
+    for instance in instances:
         first = near.first_like(instance)
         if first is not None:
             groups.setdefault(first, [instances[first]]).append(instance)
