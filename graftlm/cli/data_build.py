@@ -46,6 +46,9 @@ def build_command(
     for where, card in earlier.items():
         same = "the same rows, bit for bit, as" if card.sha256 == built.sha256 else "other rows than"
         console.print(f"{same} the set that was in {where}", markup=False, soft_wrap=True)
+        then, now_made = card.notes.get("versions"), built.notes["versions"]
+        if card.sha256 != built.sha256 and then not in (None, now_made):
+            console.print(f"that was made with {then}, this with {now_made}", markup=False, soft_wrap=True)
 
 
 @contextmanager

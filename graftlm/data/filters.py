@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from graftlm.data.collecting.language import UNKNOWN, detect
 from graftlm.data.instances import Instance
 from graftlm.data.mixing import Spool, row_key
 from graftlm.data.sets import SetCard
@@ -121,7 +122,7 @@ class Length:
 
 
 class Language:
-    """The languages that are kept, as the instances say; where one does not, its script may tell.
+    """The languages that are kept, as the instances say, or else as they are detected.
 
     An instance whose language neither tells stays, unless ``unknown`` is False.
     """
@@ -131,22 +132,18 @@ class Language:
         self.unknown = unknown
 
     def judge(self, task: str, instance: Instance) -> str | None:
-        text = " ".join(message.content for message in instance.messages)
-        language = instance.provenance.language or script_language(text)
+        language = language_of(instance)
         if not language:
             return None if self.unknown else "language not known"
         return None if language in self.allowed else f"language {language}"
 
 
-def script_language(text: str) -> str:
-    """The language where the script of most letters leaves one only: zh, ja, ko, th, el, he; else nothing."""
-    letters = [sign for sign in text if sign.isalpha()]
-    counts = Counter(unicodedata.name(sign, " ").split()[0] for sign in letters)
-    kana = counts["HIRAGANA"] + counts["KATAKANA"]
-    signs = {"ja": kana and counts["CJK"] + kana, "zh": 0 if kana else counts["CJK"], "ko": counts["HANGUL"]}
-    signs |= {"th": counts["THAI"], "el": counts["GREEK"], "he": counts["HEBREW"]}
-    best = max(signs, key=lambda name: signs[name])
-    return best if signs[best] * 2 > len(letters) else ""
+def language_of(instance: Instance) -> str:
+    """The language as the instance says, else as it is detected; empty where neither tells."""
+    if instance.provenance.language:
+        return instance.provenance.language
+    found = detect(" ".join(message.content for message in instance.messages))
+    return "" if found == UNKNOWN else found
 
 
 class EmptyAnswer:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftlm.base.files import write_text
-from graftlm.data.filters import Contamination, answer_of, near_groups, prompt_of, script_language, units
+from graftlm.data.filters import Contamination, answer_of, language_of, near_groups, prompt_of, units
 from graftlm.data.instances import Instance
 from graftlm.data.mixing import row_key
 from graftlm.data.prepare import RowCounts
@@ -96,8 +96,8 @@ def look(instances: Iterable[Instance], *, seed: int = 0, against: Contamination
 
 
 def _guess(instance: Instance) -> str:
-    language = script_language(" ".join(message.content for message in instance.messages))
-    return f"{language} (by its script)" if language else ""
+    language = language_of(instance)
+    return f"{language} (detected)" if language else ""
 
 
 def write_set_report(

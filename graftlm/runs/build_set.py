@@ -11,6 +11,9 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
+import pyarrow
+
+import graftlm
 from graftlm.data import filters as rules
 from graftlm.data.filters import Contamination, Filter, apply_filters
 from graftlm.data.instances import Instance
@@ -161,6 +164,7 @@ def _account(card: SetCard, read: dict[str, RowCounts], sampler: Sampler, folder
             places = [_shown_place(place, folder) for place in counts.examples[reason]]
             card.examples[reason] = [*card.examples.get(reason, []), *places][:EXAMPLES]
     plan = sampler.plan()
+    card.notes["versions"] = {"graftlm": graftlm.__version__, "pyarrow": pyarrow.__version__}
     card.notes["mixture"] = {task: asdict(taken) for task, taken in plan.items()}
     if left := sum(max(sampler.rows(task) - taken.rows, 0) for task, taken in plan.items()):
         card.dropped["not drawn for the mixture"] = left
