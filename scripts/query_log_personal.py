@@ -10,7 +10,12 @@ import base64
 import json
 import string
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from random import Random
+from typing import Any
+
+from ruamel.yaml import YAML
 
 KINDS = ("email", "phone", "card", "iban", "key", "ip", "address", "id", "name")
 
@@ -25,139 +30,15 @@ class Planted:
     announced: bool = True
 
 
-FIRST = {
-    "en": [
-        "James",
-        "Olivia",
-        "Harold",
-        "Priya",
-        "Megan",
-        "Tyrone",
-        "Fiona",
-        "Chloe",
-        "Walter",
-        "Grace",
-        "Dylan",
-        "Imogen",
-        "Marcus",
-        "Bethany",
-        "Curtis",
-    ],
-    "de": [
-        "Lukas",
-        "Heike",
-        "Jürgen",
-        "Katharina",
-        "Björn",
-        "Anneliese",
-        "Torsten",
-        "Friederike",
-        "Uwe",
-        "Sabine",
-        "Matthias",
-        "Ingrid",
-        "Jörg",
-        "Svenja",
-    ],
-    "fr": [
-        "Benoît",
-        "Camille",
-        "Jean-Luc",
-        "Océane",
-        "Thierry",
-        "Élodie",
-        "Gaspard",
-        "Mireille",
-        "Sylvain",
-        "Maëlys",
-        "Hugo",
-        "Noémie",
-        "Yann",
-        "Solène",
-    ],
-    "es": [
-        "Álvaro",
-        "Lucía",
-        "Joaquín",
-        "Inés",
-        "Gonzalo",
-        "Begoña",
-        "Íñigo",
-        "Rocío",
-        "Sergio",
-        "Pilar",
-        "Andrés",
-        "Nuria",
-        "Matías",
-        "Ximena",
-    ],
-}
-LAST = {
-    "en": [
-        "Whitfield",
-        "Okafor",
-        "Pemberton",
-        "O'Connor",
-        "McAllister",
-        "Hargreaves",
-        "Patel",
-        "Lindqvist",
-        "Blackwood",
-        "Tran",
-        "Fitzgerald",
-        "Doyle",
-    ],
-    "de": [
-        "Brinkmann",
-        "Schulze",
-        "Köhler",
-        "Wüst",
-        "Obermeier",
-        "Lehmann",
-        "Groß",
-        "Hartwig",
-        "Pfeiffer",
-        "Zimmermann",
-        "Eberhardt",
-        "Krüger",
-    ],
-    "fr": [
-        "Lefèvre",
-        "Marchand",
-        "Dubreuil",
-        "Girard",
-        "Fontaine",
-        "Chevallier",
-        "Rousselet",
-        "Perrin",
-        "Gauthier",
-        "Beaumont",
-        "Carlier",
-    ],
-    "es": [
-        "Ibáñez",
-        "Navarro",
-        "Castellanos",
-        "Quintero",
-        "Muñoz",
-        "Echeverría",
-        "Delgado",
-        "Pizarro",
-        "Salgado",
-        "Rivas",
-        "Montero",
-    ],
-}
 ZH_FAMILY = "陈林黄吴刘徐孙马朱胡郭何高罗郑梁谢宋唐许邓冯韩曹曾彭萧蔡潘田董袁于余叶蒋杜苏魏程吕丁沈任姚卢"
 ZH_GIVEN = "伟芳娜敏静丽强磊军洋勇艳杰娟涛明超秀霞平刚桂英华玉兰红建文志国海峰雪梅晓东宇浩欣怡子涵梓萱雨桐"
 
-DOMAINS = {
-    "en": ["gmail.com", "yahoo.co.uk", "outlook.com", "hotmail.com", "physics.ox-example.ac.uk", "acme-widgets.io"],
-    "de": ["web.de", "gmx.net", "t-online.de", "posteo.de", "mail.stadtwerke-muster.de"],
-    "fr": ["orange.fr", "laposte.net", "free.fr", "wanadoo.fr", "univ-exemple.fr"],
-    "es": ["hotmail.es", "telefonica.net", "yahoo.es", "correo.ejemplo.com.mx", "terra.es"],
-    "zh": ["qq.com", "163.com", "126.com", "sina.com.cn", "foxmail.com", "mail.tsinghua-example.edu.cn"],
-}
+
+@cache
+def words(language: str) -> dict[str, Any]:
+    """Names, domains and sentences of a language."""
+    text = (Path(__file__).parent / "query_log_words.yaml").read_text(encoding="utf-8")
+    return dict(YAML(typ="safe").load(text)["personal"][language])
 
 
 def digits(random: Random, count: int) -> str:
@@ -172,15 +53,15 @@ def ascii_of(text: str) -> str:
 def full_name(random: Random, language: str) -> str:
     if language == "zh":
         return random.choice(ZH_FAMILY) + "".join(random.choice(ZH_GIVEN) for _ in range(random.choice((1, 2, 2))))
-    name = f"{random.choice(FIRST[language])} {random.choice(LAST[language])}"
+    name = f"{random.choice(words(language)['first'])} {random.choice(words(language)['last'])}"
     if language == "es" and random.random() < 0.5:
-        name += " " + random.choice(LAST["es"])
+        name += " " + random.choice(words("es")["last"])
     return name
 
 
 def email(random: Random, language: str) -> str:
     latin = language if language != "zh" else "en"
-    first, last = ascii_of(random.choice(FIRST[latin])), ascii_of(random.choice(LAST[latin]))
+    first, last = ascii_of(random.choice(words(latin)["first"])), ascii_of(random.choice(words(latin)["last"]))
     local = random.choice(
         [
             f"{first}.{last}",
@@ -190,7 +71,7 @@ def email(random: Random, language: str) -> str:
             digits(random, 9),
         ]
     )
-    domain = random.choice(DOMAINS[language])
+    domain = random.choice(words(language)["domains"])
     if random.random() < 0.06:
         return f"{local} [at] {domain}"
     if random.random() < 0.06:
@@ -454,106 +335,13 @@ MAKERS = {
     "id": identity,
 }
 
-FRAMES: dict[str, dict[str, list[str]]] = {
-    "en": {
-        "email": ["You can reach me at {}.", "Send the result to {} please.", "cc {}, thanks", "Login: {}"],
-        "phone": ["Ring me on {} after six.", "My number is {}.", "Phone: {}", "Text {} if it is urgent."],
-        "card": ["Charge it to {}.", "My card number is {}.", "I paid with {} last week."],
-        "iban": ["The account is {}.", "Transfer it to {} by Friday.", "IBAN: {}"],
-        "key": ["My API key is {}.", "token={}", "Why does the call with {} fail?", 'export API_KEY="{}"'],
-        "ip": ["The server is at {}.", "My address is {}, is it blocked?", "Ping {} fails."],
-        "address": ["I live at {}.", "Ship it to {}.", "Our office: {}."],
-        "id": ["My social security number is {}.", "SSN: {}", "The form says {} as my SSN."],
-        "name": [
-            "My name is {}.",
-            "I'm {}.",
-            "Best regards,\n{}",
-            "This is {} speaking.",
-            "Please add that Dr. {} agrees.",
-            "Signed, {}",
-        ],
-    },
-    "de": {
-        "email": ["Schick es bitte an {}.", "Meine Adresse ist {}.", "Kontakt: {}"],
-        "phone": ["Ruf mich unter {} an.", "Tel.: {}", "Meine Handynummer lautet {}.", "Ich bin erreichbar unter {}."],
-        "card": ["Buche es von der Karte {} ab.", "Meine Kartennummer: {}", "Bezahlt habe ich mit {}."],
-        "iban": ["Überweise es auf {}.", "Meine IBAN lautet {}.", "Konto: {}"],
-        "key": ["Mein API-Schlüssel ist {}.", "Token: {}", "Warum geht es mit {} nicht?"],
-        "ip": ["Der Server hat die Adresse {}.", "Ist {} gesperrt?", "Ping auf {} scheitert."],
-        "address": ["Ich wohne in der Nähe: {}.", "Liefere es an {}.", "Unsere Anschrift: {}."],
-        "id": ["Meine amerikanische SSN ist {}.", "Sozialversicherungsnummer (USA): {}"],
-        "name": [
-            "Ich heiße {}.",
-            "Mein Name ist {}.",
-            "Mit freundlichen Grüßen\n{}",
-            "Frag bitte Herrn {}.",
-            "Viele Grüße, {}",
-            "Frau {} weiß Bescheid.",
-        ],
-    },
-    "fr": {
-        "email": ["Écris-moi à {}.", "Mon adresse est {}.", "Contact : {}"],
-        "phone": ["Appelle-moi au {}.", "Tél. : {}", "Mon numéro est le {}.", "Joignable au {} le soir."],
-        "card": ["Débite la carte {}.", "Mon numéro de carte : {}", "J'ai payé avec {}."],
-        "iban": ["Fais un virement sur {}.", "Mon IBAN est {}.", "Compte : {}"],
-        "key": ["Ma clé API est {}.", "Jeton : {}", "Pourquoi {} ne marche pas ?"],
-        "ip": ["Le serveur est à l'adresse {}.", "Est-ce que {} est bloquée ?"],
-        "address": ["J'habite au {}.", "Livre-le au {}.", "Notre adresse : {}."],
-        "id": ["Mon numéro de sécurité sociale américain est {}.", "SSN : {}"],
-        "name": [
-            "Je m'appelle {}.",
-            "Mon nom est {}.",
-            "Cordialement,\n{}",
-            "Demande à Mme {}.",
-            "Moi, c'est {}.",
-            "M. {} est d'accord.",
-        ],
-    },
-    "es": {
-        "email": ["Escríbeme a {}.", "Mi correo es {}.", "Contacto: {}"],
-        "phone": ["Llámame al {}.", "Tel.: {}", "Mi número es el {}.", "Mi móvil: {}"],
-        "card": ["Cárgalo a la tarjeta {}.", "Mi número de tarjeta: {}", "Pagué con {}."],
-        "iban": ["Haz la transferencia a {}.", "Mi IBAN es {}.", "Cuenta: {}"],
-        "key": ["Mi clave de API es {}.", "Token: {}", "¿Por qué falla {}?"],
-        "ip": ["El servidor está en {}.", "¿Está bloqueada {}?"],
-        "address": ["Vivo en {}.", "Envíalo a {}.", "Nuestra dirección: {}."],
-        "id": ["Mi número de la seguridad social de EE. UU. es {}.", "SSN: {}"],
-        "name": [
-            "Me llamo {}.",
-            "Mi nombre es {}.",
-            "Un saludo,\n{}",
-            "Pregunta al Sr. {}.",
-            "Soy {}.",
-            "Atentamente,\n{}",
-        ],
-    },
-    "zh": {
-        "email": ["请发到{}。", "我的邮箱是{}。", "联系方式：{}"],
-        "phone": ["请打{}找我。", "我的手机号是{}。", "电话：{}", "有急事拨{}。"],
-        "card": ["从卡号{}扣款。", "我的银行卡是{}。", "我用{}付的钱。"],
-        "iban": ["汇到{}这个账户。", "我的IBAN是{}。"],
-        "key": ["我的密钥是{}。", "token：{}", "为什么用{}调用会失败？"],
-        "ip": ["服务器地址是{}。", "{}是不是被封了？"],
-        "address": ["我住在{}。", "请寄到{}。", "公司地址：{}。"],
-        "id": ["我的身份证号是{}。", "身份证：{}", "证件号码{}，请帮我填表。"],
-        "name": ["我叫{}。", "我的名字是{}。", "此致\n敬礼\n{}", "请转告{}先生。", "我是{}。", "联系人：{}。"],
-    },
-}
-ALONE = {
-    "en": "{} still owes me an answer.",
-    "de": "{} schuldet mir noch eine Antwort.",
-    "fr": "{} me doit encore une réponse.",
-    "es": "{} me debe todavía una respuesta.",
-    "zh": "{}还欠我一个答复。",
-}
-
 
 def plant(random: Random, language: str, kind: str) -> Planted:
     """A piece of personal data of a kind, in a sentence."""
     if kind == "name":
         value = full_name(random, language)
         if random.random() < 0.1:
-            return Planted(kind, value, ALONE[language].format(value), announced=False)
-        return Planted(kind, value, random.choice(FRAMES[language]["name"]).format(value))
+            return Planted(kind, value, words(language)["alone"].format(value), announced=False)
+        return Planted(kind, value, random.choice(words(language)["frames"]["name"]).format(value))
     value = MAKERS[kind](random, language)
-    return Planted(kind, value, random.choice(FRAMES[language][kind]).format(value))
+    return Planted(kind, value, random.choice(words(language)["frames"][kind]).format(value))

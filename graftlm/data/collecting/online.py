@@ -84,7 +84,7 @@ def _looks_random(value: str) -> bool:
         return False
     kinds = ["d" if sign.isdigit() else "u" if sign.isupper() else "l" if sign.islower() else "" for sign in value]
     changes = sum(a != b for a, b in pairwise(kinds)) / len(value)
-    if changes < (0.25 if re.fullmatch("[0-9a-f]+|[0-9A-F]+", value) else 0.4):  # words beside numbers change seldom
+    if changes < (0.15 if re.fullmatch("[0-9a-f]+|[0-9A-F]+", value) else 0.4):  # words beside numbers change seldom
         return False
     cases = any(sign.isupper() for sign in value) and any(sign.islower() for sign in value)
     counts = Counter(value)
