@@ -22,7 +22,7 @@ from graftlm.generation.admission import Admission
 from graftlm.generation.beams import choose_or_search
 from graftlm.generation.cache import Piece, token_bytes
 from graftlm.generation.prefill import Job, Read, plan, read
-from graftlm.generation.prefixes import PrefixStore, chain
+from graftlm.generation.prefixes import BLOCK, PrefixStore, chain
 from graftlm.generation.requests import Completion, Request, RequestId, TokenEvent
 from graftlm.generation.rows import Row
 from graftlm.generation.shelf import Shelf, owner
@@ -296,7 +296,7 @@ class Engine:
         tokens = self.prefill_tokens * (1 if self._slots.rows else _ALONE)
         for job in self._jobs:
             if job.piece is None and not job.wants_log_probs and not job.whole:
-                found = self.prefixes.find(job.key, job.prompt[:-1], chain(job.key, job.prompt[:-1]))
+                found = self.prefixes.find(job.key, job.prompt, job.blocks[: (len(job.prompt) - 1) // BLOCK])
                 if found is not None:
                     job.piece = found
                     self.statistics.reused += found.length

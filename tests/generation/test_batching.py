@@ -18,6 +18,7 @@ from graftlm.errors import UserError
 from graftlm.generation import Completion, Engine, Request, SamplingSettings
 from tests.adapters.grid import DECODERS, model_with_all
 from tests.families import VOCABULARY, make_base, randomise
+from tests.generation.arrivals import check_arrivals
 
 
 def prompt_of(length: int, seed: int = 0) -> tuple[int, ...]:
@@ -235,19 +236,7 @@ def test_whenever_requests_come_they_get_the_same(
         for n, (step, length, new, adapters) in enumerate(arrivals)
     ]
     engine = Engine(llama, max_batch_rows=rows, prefill_tokens=chunk, cache_tokens=120)
-    done: dict[Any, tuple[int, ...]] = {}
-    step = 0
-    while len(done) < len(requests):
-        for at, request in requests:
-            if at == step:
-                engine.submit(request)
-        for event in engine.step():
-            if event.completion is not None:
-                done[event.request_id] = event.completion.token_ids
-        step += 1
-    for _, request in requests:
-        assert done[request.id] == Engine(llama).run([request])[0].token_ids
-    assert not engine.busy
+    check_arrivals(llama, engine, requests)
 
 
 @settings(max_examples=20, deadline=None)

@@ -18,6 +18,7 @@ from graftlm.errors import UserError
 from graftlm.generation import Engine, Request, SamplingSettings
 from tests.adapters.grid import model_with_all
 from tests.families import ENCODER_DECODERS, VOCABULARY, add_random, make_base
+from tests.generation.arrivals import check_arrivals
 from tests.generation.test_batching import prompt_of, sampled, tokens_of
 
 FAMILIES = tuple(ENCODER_DECODERS)
@@ -152,19 +153,7 @@ def test_whenever_requests_come_they_get_the_same(
         for n, (step, length, new, adapters) in enumerate(arrivals)
     ]
     engine = Engine(model, max_batch_rows=rows, prefill_tokens=chunk, cache_tokens=160)
-    done: dict[Any, tuple[int, ...]] = {}
-    step = 0
-    while len(done) < len(requests):
-        for at, request in requests:
-            if at == step:
-                engine.submit(request)
-        for event in engine.step():
-            if event.completion is not None:
-                done[event.request_id] = event.completion.token_ids
-        step += 1
-    for _, request in requests:
-        assert done[request.id] == Engine(model).run([request])[0].token_ids
-    assert not engine.busy
+    check_arrivals(model, engine, requests)
 
 
 @pytest.mark.parametrize("family", ["Marian", "Pegasus", "M2M100"])
