@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from graftlm.evaluation.compare_report import CompareReport
     from graftlm.recipe import Recipe
     from graftlm.runs import RunFolder
+    from graftlm.runs.parts import By
 
 NORMALISE = ("sum", "token", "byte")
+BY = ("task", "source", "template", "language")
 
 
 def compare(
@@ -29,7 +31,7 @@ def compare(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="accuracy, exact, matthews, f1, perplexity. Default: accuracy of choices, else exact."),
+        typer.Option(help="accuracy, exact, matthews, f1, loss, perplexity. Default: accuracy of choices, else exact."),
     ] = None,
     choices: Annotated[
         str, typer.Option(help="auto (the answers of the data where they are few), none, or a list: 'yes, no'.")
@@ -37,15 +39,21 @@ def compare(
     normalise: Annotated[
         str, typer.Option(help="Likelihood of a choice: sum of its tokens, or the mean a token or a byte.")
     ] = "sum",
+    by: Annotated[
+        str | None,
+        typer.Option(help="Score parts of the held-out rows apart: by task, source (file), template or language."),
+    ] = None,
 ) -> None:
     """Score adapters on held-out rows: which method, at what size, for my task?"""
     from graftlm.evaluation.compare_report import write_comparison
     from graftlm.runs import RunFolder
-    from graftlm.runs.compare import Rules
+    from graftlm.runs.parts import Rules
 
     if normalise not in NORMALISE:
         raise unknown_name("normalisation", normalise, list(NORMALISE))
-    rules = Rules(metric, choices, cast('Literal["sum", "token", "byte"]', normalise))
+    if by is not None and by not in BY:
+        raise unknown_name("kind of parts", by, list(BY))
+    rules = Rules(metric, choices, cast('Literal["sum", "token", "byte"]', normalise), cast("By | None", by))
     recipes = [path for path in what if not path.is_dir() and path.suffix.lower() in (".yaml", ".yml")]
     if recipes and len(what) > 1:
         raise UserError(
@@ -98,8 +106,9 @@ def _train(recipe: Recipe, folder: RunFolder) -> None:
 
 def _compare(folders: Sequence[RunFolder], rules: object, title: str) -> CompareReport:
     from graftlm.evaluation.compare_report import CompareReport
-    from graftlm.runs.compare import Rules, compare
+    from graftlm.runs.compare import compare
     from graftlm.runs.entrants import enter_runs
+    from graftlm.runs.parts import Rules
     from graftlm.runs.setup import versions
 
     assert isinstance(rules, Rules)
@@ -122,9 +131,18 @@ def _print(report: CompareReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from graftlm.evaluation.compare_report import columns, heading, reference_lines, table
+    from graftlm.evaluation.compare_report import (
+        PART_COLUMNS,
+        PARTS_LEGEND,
+        columns,
+        heading,
+        parts_heading,
+        parts_table,
+        reference_lines,
+        table,
+    )
 
-    for comparison in report.comparisons:
+    for comparison in report.whole:
         console.print(f"\n[bold]{escape(heading(comparison))}[/]")
         shown = Table(box=None, pad_edge=False, header_style="dim")
         for column in columns(comparison):
@@ -133,5 +151,14 @@ def _print(report: CompareReport) -> None:
             shown.add_row(*map(escape, row))
         console.print(shown)
         for line in reference_lines(comparison):
+            console.print(line, markup=False)
+    if report.parts:
+        console.print(f"\n[bold]{parts_heading(report)}[/]")
+        shown = Table(*PART_COLUMNS, box=None, pad_edge=False, header_style="dim")
+        for row in parts_table(report):
+            shown.add_row(*map(escape, row))
+        console.print(shown)
+        console.print(PARTS_LEGEND, markup=False)
+        for line in () if report.whole else report.parts[0].notes:
             console.print(line, markup=False)
     console.print()

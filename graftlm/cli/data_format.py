@@ -41,6 +41,10 @@ def format_command(
     all_descriptions: Annotated[
         bool, typer.Option("--all-descriptions", help="One instance for each description, not for one drawn.")
     ] = False,
+    descriptions: Annotated[
+        str | None,
+        typer.Option(help="Numbers of the descriptions to use, from 1: 2, or 1,3,5. Default: all of the template."),
+    ] = None,
     inverted: Annotated[
         bool, typer.Option("--inverted", help="The task the other way round: write the input for an output.")
     ] = False,
@@ -75,7 +79,8 @@ def format_command(
 
     check_out(out)
     if template.startswith("promptsource:"):
-        _refuse_for_promptsource(demonstrations != "0", few_shot_ratio is not None, inverted, split_file or join)
+        given = (demonstrations != "0", few_shot_ratio is not None, inverted, split_file or join, descriptions)
+        _refuse_for_promptsource(*given)
         counts = RowCounts()
         instances = format_promptsource(
             file,
@@ -104,6 +109,7 @@ def format_command(
         demonstrations=_range(demonstrations),
         few_shot_ratio=few_shot_ratio,
         all_descriptions=all_descriptions,
+        descriptions=_numbers(descriptions),
         inverted=inverted,
         columns=columns,
         spellings=_pairs("label", label),
@@ -157,7 +163,7 @@ def _refuse_for_promptsource(*given: object) -> None:
     if any(given):
         raise UserError(
             "PromptSource templates write one prompt of one row: they take no demonstrations, joins or inverted tasks",
-            hint="Leave out --demonstrations, --few-shot-ratio, --inverted, --split-file and --join.",
+            hint="Leave out --demonstrations, --few-shot-ratio, --descriptions, --inverted, --split-file and --join.",
         )
 
 
@@ -174,6 +180,13 @@ def _range(text: str) -> tuple[int, int]:
         return int(low), int(high or low)
     except ValueError:
         raise UserError(f"--demonstrations {text}: expected a number from 0 to 8, or a range such as 0-4") from None
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(",")) if text is not None else ()
+    except ValueError:
+        raise UserError(f"--descriptions {text}: expected numbers, such as 1,3,5") from None
 
 
 def check_out(out: Path) -> None:

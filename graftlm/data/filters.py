@@ -307,6 +307,22 @@ class LabelBalance:
         return None
 
 
+class SharedAnswers:
+    """Instances whose answer is one of a named evaluation set, but for white space and case."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+
+    def add(self, name: str, instances: Iterable[Instance]) -> None:
+        """The answers of one evaluation set."""
+        for instance in instances:
+            self.names.setdefault(_hash(answer_of(instance)), name)
+
+    def judge(self, task: str, instance: Instance) -> str | None:
+        name = self.names.get(_hash(answer_of(instance)))
+        return None if name is None else f"answer of {name}"
+
+
 class Contamination:
     """Instances that share ``width`` words in a row (signs of Chinese) with a named evaluation set.
 

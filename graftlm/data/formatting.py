@@ -41,14 +41,16 @@ class FormatSettings:
     """How rows are formatted.
 
     ``demonstrations``: the fewest and the most of a row. ``few_shot_ratio``: the share of rows that has some; None
-    leaves it to the number drawn. ``spellings``: further spellings of labels. ``split``: the only one to format.
-    ``source`` names the file in instances and errors.
+    leaves it to the number drawn. ``descriptions``: the numbers of those to use, from 1; none are all.
+    ``spellings``: further spellings of labels. ``split``: the only one to format. ``source`` names the file in
+    instances and errors.
     """
 
     language: str = "en"
     demonstrations: tuple[int, int] = (0, 0)
     few_shot_ratio: float | None = None
     all_descriptions: bool = False
+    descriptions: tuple[int, ...] = ()
     inverted: bool = False
     columns: Columns | None = None
     spellings: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +73,13 @@ class FormatSettings:
         if self.language not in part.descriptions:
             there = ", ".join(part.descriptions)
             raise UserError(f"'{template.name}' has no descriptions in '{self.language}'; there are: {there}")
+        number = len(part.descriptions[self.language])
+        for wanted in self.descriptions:
+            if not 1 <= wanted <= number:
+                raise UserError(
+                    f"descriptions: '{template.name}' has no description {wanted} in '{self.language}'; there are "
+                    f"1 to {number}"
+                )
 
 
 @dataclass
@@ -235,6 +244,7 @@ class _Writer:
             part = template.inverted
         language = settings.language
         self.texts = [pattern(text) for text in part.descriptions[language]]
+        self.usable = [number - 1 for number in sorted(set(settings.descriptions))] or list(range(len(self.texts)))
         self.input, self.output = pattern(part.input[language]), pattern(part.output[language])
         self.demonstration = pattern(template.demonstration.get(language, template.demonstration.get("en", "")))
         self.words = template.words.get(language, {})
@@ -245,10 +255,10 @@ class _Writer:
         ]
 
     def descriptions(self, row: Fields) -> Iterable[int]:
-        """The descriptions of a row: all, or the one drawn for it."""
+        """The descriptions of a row (from 0): all that may be used, or the one drawn for it."""
         if self.settings.all_descriptions:
-            return range(len(self.texts))
-        return (self._number(row, "description") % len(self.texts),)
+            return self.usable
+        return (self.usable[self._number(row, "description") % len(self.usable)],)
 
     def _number(self, row: Fields, what: str) -> int:
         """A number of 64 bits that looks drawn, and is always the same for a row and a purpose."""

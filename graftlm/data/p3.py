@@ -31,11 +31,16 @@ ORIGIN = ("task", "template", "language", "licence", "user")
 
 
 @lru_cache(maxsize=4096)
-def family_of(name: str) -> str:
-    """The family of a template or data set by the data set that its name begins with; empty where it is not known."""
+def data_set_of(name: str) -> str:
+    """The data set that the name of a template or data set begins with; empty where it is not known."""
     words = re.sub(r"\W+", "_", name).strip("_").lower().split("_")
     beginnings = ("_".join(words[:end]) for end in range(len(words), 0, -1))
-    return next((_FAMILY[beginning] for beginning in beginnings if beginning in _FAMILY), "")
+    return next((beginning for beginning in beginnings if beginning in _FAMILY), "")
+
+
+def family_of(name: str) -> str:
+    """The family of a template or data set by the data set that its name begins with; empty where it is not known."""
+    return _FAMILY.get(data_set_of(name), "")
 
 
 def origin_of(row: dict[str, object]) -> Provenance:

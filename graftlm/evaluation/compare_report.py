@@ -17,6 +17,7 @@ from graftlm.evaluation.charts import Axis, Tick, linear_axis
 from graftlm.evaluation.compare_chart import draw_comparison
 from graftlm.evaluation.comparison import Comparison, Standing
 from graftlm.evaluation.metrics import Metric
+from graftlm.evaluation.parts_report import by_name, draw_parts, left_out
 from graftlm.evaluation.report import page_environment
 from graftlm.evaluation.statistics import Interval
 
@@ -31,6 +32,16 @@ class CompareReport:
     created: str
     comparisons: Sequence[Comparison]
     versions: Mapping[str, str]
+
+    @property
+    def whole(self) -> list[Comparison]:
+        """Those of all held-out rows, or of all parts of one metric."""
+        return [each for each in self.comparisons if not each.part_of]
+
+    @property
+    def parts(self) -> list[Comparison]:
+        """Those of one part of the held-out rows each."""
+        return [each for each in self.comparisons if each.part_of]
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,13 @@ def write_comparison(report: CompareReport, folder: Path) -> list[Path]:
     """
     names = {kind: folder / f"compare.{kind}" for kind in ("json", "md", "png", "html")}
     picture = io.BytesIO()
-    draw_comparison(report.comparisons, picture, report.title)
+    missing = 0
+    if report.parts:
+        missing = draw_parts(report.parts, picture, report.title)
+    else:
+        draw_comparison(report.comparisons, picture, report.title)
     write_json(names["json"], to_dict(report))
-    write_text(names["md"], markdown(report))
+    write_text(names["md"], markdown(report, left_out(missing)))
     with disk_errors(names["png"]):
         fresh = folder / ".compare.png.part"
         try:
@@ -60,7 +75,7 @@ def write_comparison(report: CompareReport, folder: Path) -> list[Path]:
             fresh.replace(names["png"])
         finally:
             fresh.unlink(missing_ok=True)
-    write_text(names["html"], page(report, picture.getvalue()))
+    write_text(names["html"], page(report, picture.getvalue(), left_out(missing)))
     return list(names.values())
 
 
@@ -88,8 +103,8 @@ def reference_lines(comparison: Comparison) -> list[str]:
     if comparison.base is not None:
         lines.append(f"Untouched base: {interval_text(comparison.metric, comparison.base)}.")
     if math.isfinite(comparison.majority):
-        what = "class" if comparison.choices else "answer"
-        lines.append(f"Always the commonest {what} of the training rows: {score(comparison.majority)}.")
+        what = "class" if comparison.metric.needs_classes else "answer"
+        lines.append(f"Always the commonest {what} of {comparison.majority_of}: {score(comparison.majority)}.")
     if comparison.choices:
         by = {"sum": "log-likelihood", "token": "log-likelihood a token", "byte": "log-likelihood a byte"}
         listed = ", ".join(comparison.choices)
@@ -142,6 +157,37 @@ def table(comparison: Comparison) -> list[tuple[str, ...]]:
     return rows
 
 
+PART_COLUMNS = ("part", "rows", "score", "commonest", "base", "adapter", "with it (95%)", "over base")
+
+
+def parts_table(report: CompareReport) -> list[tuple[str, ...]]:
+    """A row of texts for each adapter on each part, under :data:`PART_COLUMNS`; a part is named once."""
+    rows: list[tuple[str, ...]] = []
+    for part in report.parts:
+        score = partial(shown, part.metric)
+        told: tuple[str, ...] = (
+            part.data,
+            f"{part.rows:,}",
+            part.metric.label,
+            score(part.majority) + ("*" if part.majority_of == "these rows" and math.isfinite(part.majority) else ""),
+            "–" if part.base is None else interval_text(part.metric, part.base),
+        )
+        for standing in by_name(part):
+            over = _difference(part.metric, standing.over_base) or "–"
+            rows.append((*told, standing.contender.name, interval_text(part.metric, standing.score), over))
+            told = ("",) * len(told)
+    return rows
+
+
+def parts_heading(report: CompareReport) -> str:
+    """What the parts are."""
+    return f"By {report.parts[0].part_of}"
+
+
+PARTS_LEGEND = (
+    "Commonest: always the commonest answer of the training rows of this part; with a star, of the held-out rows "
+    "themselves, where nothing of the part was learnt from."
+)
 LEGEND = (
     "Seeds: lowest to highest of the adapters that differ in their seed only; the score is their mean. "
     "To best: difference to the first line on the same rows, with its p-value after Holm's correction. "
@@ -152,20 +198,27 @@ LEGEND = (
 )
 
 
-def markdown(report: CompareReport) -> str:
-    """The whole comparison as Markdown."""
+def markdown(report: CompareReport, remarks: Sequence[str] = ()) -> str:
+    """The whole comparison as Markdown; ``remarks`` are about its picture."""
     size = f"{wording.short_count(report.base_parameters)} parameters"
     parts = [f"# {report.title}\n", f"Base {report.base} ({size}), {report.created}.\n"]
-    for comparison in report.comparisons:
+    for comparison in report.whole:
         head = columns(comparison)
         lines = [_row(head), _row(["---"] * len(head)), *(_row(line) for line in table(comparison))]
         parts += [f"## {_escaped(heading(comparison))}\n", "\n".join(lines) + "\n"]
         parts += ["\n".join(f"- {_escaped(line)}" for line in reference_lines(comparison)) + "\n"]
-    return "\n".join([*parts, "![Score against trained parameters](compare.png)\n", LEGEND + "\n"])
+    what = "Score against trained parameters"
+    if report.parts:
+        what = "Difference to the base on each part"
+        lines = [_row(PART_COLUMNS), _row(["---"] * len(PART_COLUMNS)), *map(_row, parts_table(report))]
+        parts += [f"## {parts_heading(report)}\n", "\n".join(lines) + "\n", PARTS_LEGEND + "\n"]
+        if not report.whole:
+            parts += ["\n".join(f"- {_escaped(note)}" for note in report.parts[0].notes) + "\n"]
+    return "\n".join([*parts, f"![{what}](compare.png)\n", *remarks, LEGEND + "\n"])
 
 
-def page(report: CompareReport, picture: bytes) -> str:
-    """The page as text; it loads nothing."""
+def page(report: CompareReport, picture: bytes, remarks: Sequence[str] = ()) -> str:
+    """The page as text; it loads nothing. ``remarks`` are about its picture."""
     environment = page_environment()
     text = environment.get_template("compare.html.j2").render(
         report=report,
@@ -181,9 +234,15 @@ def page(report: CompareReport, picture: bytes) -> str:
                 "marks": marks,
                 "tuned": _tuned(comparison),
             }
-            for comparison in report.comparisons
+            for comparison in report.whole
             for axis, lanes, marks in (_lanes(comparison),)
         ],
+        parts=parts_table(report),
+        part_columns=PART_COLUMNS,
+        parts_heading=parts_heading(report) if report.parts else "",
+        parts_legend=PARTS_LEGEND,
+        part_notes=report.parts[0].notes if report.parts and not report.whole else (),
+        remarks=remarks,
         picture=base64.b64encode(picture).decode(),
         legend=LEGEND,
         w=wording,

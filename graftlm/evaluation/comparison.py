@@ -63,7 +63,8 @@ class Comparison:
     """All contenders on one data set, best first.
 
     ``rows`` are scored; ``tuning_rows`` are others, which the learning rates were chosen on. ``majority`` answers every
-    row with the commonest answer of the training rows. ``notes``: what a reader must know to judge the numbers.
+    row with the commonest answer of ``majority_of``. ``notes``: what a reader must know to judge the numbers.
+    ``part_of``: what the parts of the rows are told apart by (task, source …), where ``data`` is one of them.
     """
 
     data: str
@@ -76,11 +77,14 @@ class Comparison:
     majority: float
     standings: tuple[Standing, ...]
     notes: tuple[str, ...] = ()
+    majority_of: str = "the training rows"
+    part_of: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; what is not known is null."""
         values: dict[str, Any] = {
             "data": self.data,
+            "part_of": self.part_of or None,
             "metric": self.metric.name,
             "choices": list(self.choices),
             "normalise": self.normalise,
@@ -88,6 +92,7 @@ class Comparison:
             "tuning_rows": self.tuning_rows,
             "base": _numbers(self.base),
             "majority": _number(self.majority),
+            "majority_of": self.majority_of,
             "notes": list(self.notes),
             "contenders": [_line(standing) for standing in self.standings],
         }

@@ -6,7 +6,7 @@ product of counts with ``sums``, for accuracy and for Matthews correlation alike
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,13 @@ class Outcomes:
     def select(self, rows: Integers) -> Outcomes:
         """Those of some rows."""
         return Outcomes(self.truth[rows], self.predicted[rows], self.classes, self.loss[rows], self.tokens[rows])
+
+
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """The rows of several tasks, one after the other; a class number means another class in each."""
+    names = ("truth", "predicted", "loss", "tokens")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Outcomes(classes=max(part.classes for part in parts), **arrays)
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("exact", "exact answers", _right, _ratio, is_share=True),
         Metric("matthews", "Matthews correlation", _cells, _matthews, needs_classes=True),
         Metric("f1", "macro F1", _cells, _macro_f1, needs_classes=True),
+        Metric("loss", "loss a token", _losses, _ratio, higher_is_better=False),
         Metric("perplexity", "perplexity", _losses, _exp_ratio, higher_is_better=False),
     )
 }

@@ -153,9 +153,14 @@ class DataSet(_Values):
     held_out: HeldOut | None = Field(
         None,
         description="Rows kept for evaluation: a share below 1 (0.1) or a number of rows (50); 0 is none. Left out: "
-        "0.1, or none if held_out_path is given.",
+        "0.1, or none if held_out_path or held_out_split is given.",
     )
     held_out_path: Names = Field((), description="Files of their own for evaluation, instead of held_out.")
+    held_out_split: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Split of path (or of held_out_path) that is for evaluation, such as test; of a set, a data set of "
+        "the Hub or a datasets folder.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> DataSet:
@@ -165,6 +170,10 @@ class DataSet(_Values):
             raise ValueError("system: needs a prompt and an answer pattern beside it")
         if self.held_out is not None and self.held_out_path:
             raise ValueError("held_out_path: give it or held_out, not both")
+        if self.held_out is not None and self.held_out_split is not None:
+            raise ValueError("held_out_split: give it or held_out, not both")
+        if self.held_out_split == (self.split or "train") and not self.held_out_path:
+            raise ValueError(f"held_out_split: '{self.held_out_split}' is learnt; name another split")
         return self
 
     @property
@@ -172,7 +181,14 @@ class DataSet(_Values):
         """The share (float) or number (int) of rows to hold out: 0 where a file of its own is given."""
         if self.held_out is not None:
             return self.held_out
-        return 0 if self.held_out_path else HELD_OUT_SHARE
+        return HELD_OUT_SHARE if self.held_out_from is None else 0
+
+    @property
+    def held_out_from(self) -> tuple[tuple[str, ...], str | None] | None:
+        """Paths and split of the rows that are held out; None where they are a part of those to learn from."""
+        if not self.held_out_path and self.held_out_split is None:
+            return None
+        return self.held_out_path or self.path, self.held_out_split
 
     def reading(self) -> dict[str, Any]:
         """The keyword arguments of :func:`graftlm.data.prepare.prepare`; ``max_length`` may be None."""
@@ -205,8 +221,8 @@ class AdapterKeys(_Values):
     group: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="Adapters of one group are candidates for one place in graftlm compare: the best learning rate is "
-        "chosen, and seeds are averaged. A list of learning rates or seeds makes such a group, under the adapter's "
-        "name.",
+        "chosen, and seeds (and data sets, if they hold out the same rows) are averaged. A list of learning rates or seeds "
+        "makes such a group, under the adapter's name.",
     )
 
 

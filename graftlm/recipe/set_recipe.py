@@ -63,13 +63,16 @@ class SourceKeys(_Keys):
         None, description="Share of rows with demonstrations. Left out: as their number is drawn."
     )
     all_descriptions: bool = Field(False, description="One instance for each description, not for one drawn.")
+    descriptions: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="Numbers of the template's descriptions that are used, from 1. Left out: all."
+    )
     inverted: bool = Field(False, description="The task the other way round: the input from the output.")
 
     @model_validator(mode="after")
     def _fits(self) -> SourceKeys:
         if self.template is not None and (self.prompt or self.answer or self.system):
             raise ValueError("template: give it or patterns (prompt, answer, system), not both")
-        made = ("columns", "classes", "labels", "few_shot_ratio", "all_descriptions", "inverted")
+        made = ("columns", "classes", "labels", "few_shot_ratio", "all_descriptions", "descriptions", "inverted")
         if self.template is None and (any(getattr(self, key) for key in made) or self.demonstrations[1]):
             raise ValueError(f"template: {', '.join(made)} and demonstrations need one")
         if self.sha256 and len(self.sha256) != len(self.path):
@@ -98,6 +101,9 @@ class FilterKeys(_Keys):
     overlap: dict[str, Names] = Field({}, description="Evaluation sets by name, with their files; see overlap_words.")
     overlap_words: Annotated[int, Field(ge=3)] = Field(
         13, description="Remove what shares so many words in a row with an evaluation set."
+    )
+    shared_answers: dict[str, Names] = Field(
+        {}, description="Evaluation sets by name, with their files; remove what has an answer of theirs, in any case."
     )
     contradictions: bool = Field(False, description="Remove all instances of one prompt whose answers differ.")
     balance: Annotated[float, Field(ge=1)] | None = Field(
@@ -224,8 +230,9 @@ def _missing_files(value: Mapping[str, Any], folder: Path) -> list[tuple[KeyPath
         for key in ("path", "demonstrations_from"):
             paths += [(("sources", name, key), path) for path in _listed(_mapping(source).get(key))]
     filters = _mapping(value.get("filters"))
-    for name, files in _mapping(filters.get("overlap")).items():
-        paths += [(("filters", "overlap", name), path) for path in _listed(files)]
+    for key in ("overlap", "shared_answers"):
+        for name, files in _mapping(filters.get(key)).items():
+            paths += [(("filters", key, name), path) for path in _listed(files)]
     problems: list[tuple[KeyPath, str]] = []
     for where, path in paths:
         if isinstance(path, str) and path:

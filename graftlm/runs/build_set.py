@@ -15,12 +15,12 @@ import pyarrow
 
 import graftlm
 from graftlm.data import filters as rules
-from graftlm.data.filters import Contamination, Filter, apply_filters
+from graftlm.data.filters import Contamination, Filter, SharedAnswers, apply_filters
 from graftlm.data.instances import Instance
 from graftlm.data.mixing import Mixture, Sampler, Spool, prompt_share, row_key
-from graftlm.data.prepare import RowCounts
+from graftlm.data.prepare import RowCounts, read_instances
 from graftlm.data.readers import read_rows
-from graftlm.data.sets import EXAMPLES, SetCard, write_set
+from graftlm.data.sets import EXAMPLES, SetCard, is_set, read_set, write_set
 from graftlm.errors import unknown_name
 from graftlm.recipe.set_recipe import UNSEEN, FilterKeys, MixtureKeys, SetRecipe
 from graftlm.runs.set_sources import files_of, list_sources, read_sources, shown
@@ -104,6 +104,8 @@ def _filters(keys: FilterKeys, folder: Path, card: SetCard) -> list[Filter]:
         chosen.append(rules.Duplicates())
     if keys.overlap:
         chosen.append(_contamination(keys, folder, card))
+    if keys.shared_answers:
+        chosen.append(_shared_answers(keys, folder))
     if keys.near_duplicates is not None:
         chosen.append(rules.NearDuplicates(keys.near_duplicates))
     if keys.contradictions:
@@ -123,6 +125,17 @@ def _contamination(keys: FilterKeys, folder: Path, card: SetCard) -> Contaminati
                     found.add(name, rules.texts_of(row))
     if found.too_short:
         card.notes["evaluation texts too short to look for"] = dict(found.too_short)
+    return found
+
+
+def _shared_answers(keys: FilterKeys, folder: Path) -> SharedAnswers:
+    """Looks for the answers of evaluation sets: all splits of a set, and files of a known form."""
+    found = SharedAnswers()
+    for name, paths in keys.shared_answers.items():
+        for path in paths:
+            for file in files_of(path, folder, name):
+                instances = read_set(file) if is_set(Path(file)) else read_instances(file, RowCounts()).instances
+                found.add(name, instances)
     return found
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -121,11 +122,18 @@ def _tell(title: str, split: SplitData, say: Callable[[str], None]) -> None:
 
 
 def _read(name: str, data_set: DataSet) -> ReadData:
-    keys = ("prompt", "answer", "system", "variables", "split", "limit")
+    keys = ("prompt", "answer", "system", "variables", "limit")
     reading = {key: value for key, value in data_set.reading().items() if key in keys}
+
+    def read(paths: tuple[str, ...], split: str | None) -> Instances:
+        for path in paths if split is not None else ():
+            if Path(path).is_file():
+                raise UserError(f"{path} is a file, and has no split '{split}'", hint="Name a set, or leave it out.")
+        return load_instances(list(paths), split=split, **reading)
+
     with part_of("data set", name):
-        held_out = load_instances(list(data_set.held_out_path), **reading) if data_set.held_out_path else None
-        return ReadData(load_instances(list(data_set.path), **reading), held_out)
+        held_out = None if data_set.held_out_from is None else read(*data_set.held_out_from)
+        return ReadData(read(data_set.path, data_set.split), held_out)
 
 
 def _prepare(

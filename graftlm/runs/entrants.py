@@ -149,7 +149,7 @@ def enter_runs(folders: Sequence[RunFolder], say: Say = lambda _line: None) -> l
 
 
 def groups(entrants: Sequence[Entrant]) -> dict[str, dict[float, list[Entrant]]]:
-    """Contender → learning rate → adapters that differ by seed only."""
+    """Contender → learning rate → adapters that differ by seed only, or by what they learn from in a group."""
     found: dict[tuple[str, str], list[Entrant]] = {}
     for each in entrants:
         run = each.folder.parent.parent.resolve()
@@ -171,17 +171,17 @@ def check_groups(recipe: Recipe) -> None:
     """See that the adapters of each group are candidates for one place.
 
     Raises:
-        UserError: two of them differ in more than learning rate and seed.
+        UserError: two of them differ in more than learning rate, seed and training data.
     """
     firsts: dict[str, str] = {}
     for name, adapter in recipe.adapters.items():
         if adapter.group is None:
             continue
         first = firsts.setdefault(adapter.group, name)
-        if _settings(adapter, "learning_rate") != _settings(recipe.adapters[first], "learning_rate"):
+        if _settings(adapter, "learning_rate", "data") != _settings(recipe.adapters[first], "learning_rate", "data"):
             raise UserError(
-                f"adapters '{first}' and '{name}' of the group '{adapter.group}' differ in more than learning rate and "
-                "seed",
+                f"adapters '{first}' and '{name}' of the group '{adapter.group}' differ in more than learning rate, "
+                "seed and data",
                 hint="Give them groups of their own, or none.",
             )
 

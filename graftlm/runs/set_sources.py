@@ -47,9 +47,10 @@ def _filter_files(filters: FilterKeys, folder: Path) -> Iterator[str]:
     """The word list and the evaluation sets."""
     if filters.words is not None:
         yield str(folder / filters.words)
-    for name, paths in sorted(filters.overlap.items()):
-        for path in paths:
-            yield from files_of(path, folder, name)
+    for sets in (filters.overlap, filters.shared_answers):
+        for name, paths in sorted(sets.items()):
+            for path in paths:
+                yield from files_of(path, folder, name)
 
 
 def changed_sources(before: SetCard, now: list[Source]) -> list[str]:
@@ -189,6 +190,7 @@ def _formatted(
         demonstrations=source.demonstrations,
         few_shot_ratio=source.few_shot_ratio,
         all_descriptions=source.all_descriptions,
+        descriptions=source.descriptions,
         inverted=source.inverted,
         columns=choose_columns(columns_of(sample), template, source.columns, source=shown(file, folder)),
         spellings=source.labels,

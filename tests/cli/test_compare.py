@@ -105,7 +105,10 @@ def test_finished_runs_are_scored_for_each_set_of_rows(cli: Cli, trained: Path, 
 
 def test_wrong_words(cli: Cli, trained: Path, tmp_path: Path):
     for arguments, message in [
-        (["--metric", "acuracy"], "unknown metric 'acuracy'; there are: accuracy, exact, f1, matthews, perplexity"),
+        (
+            ["--metric", "acuracy"],
+            "unknown metric 'acuracy'; there are: accuracy, exact, f1, loss, matthews, perplexity",
+        ),
         (["--normalise", "words"], "unknown normalisation 'words'; there are: byte, sum, token"),
         (["--choices", ","], "needs two different answers or more"),
         (["--choices", "red, blue"], "the data has the answer 'black', which is not among them"),
@@ -168,7 +171,7 @@ def test_a_group_of_unlike_adapters(cli: Cli, tmp_path: Path):
     write_rows(tmp_path / "animals.jsonl", animal_rows())
     ended = cli("compare", write_recipe(tmp_path, values(tmp_path, **adapters)))
     assert ended.code == 2
-    assert "'a' and 'b' of the group 'g' differ in more than learning rate and seed" in ended.err
+    assert "'a' and 'b' of the group 'g' differ in more than learning rate, seed and data" in ended.err
     assert not (tmp_path / "runs" / "small" / "recipe.yaml").exists()
 
 
@@ -197,3 +200,75 @@ def test_a_comparison_leaves_other_runs_alone(cli: Cli, tmp_path: Path):
     (tmp_path / "runs" / "compare" / "recipe.yaml").touch()
     ended = cli("compare", "runs/one", "runs/two")
     assert (ended.code, "runs/compare holds another run" in ended.err) == (2, True)
+
+
+def mixed_set(place: Path) -> tuple[Path, Path]:
+    """A set of colours (few answers), of animals as template rows with other choices, and of open questions."""
+    colours, animals = ({"task": t, "template": t} for t in ("colours", "animals"))
+    rows = [{"prompt": row["instruction"], "completion": row["output"]} | colours for row in colour_rows(30)]
+    rows += [{"prompt": row["instruction"], "completion": row["output"]} | animals for row in animal_rows(30)]
+    rows += [
+        {"prompt": f"Tell me of {n}.", "completion": f"It is {n}.", "task": "open", "template": "open"}
+        for n in range(12)
+    ]
+    write_rows(place / "rows.jsonl", rows)
+    (place / "set.yaml").write_text("sources: {rows: {path: rows.jsonl}}\nsplits: {test: 0.4}\n")
+    unseen = [row for row in rows if row["task"] == "colours"][::2]
+    write_rows(place / "unseen.jsonl", [row | {"task": "unseen"} for row in unseen])
+    return place / "set.yaml", place / "unseen.jsonl"
+
+
+def test_parts_of_the_held_out_rows_are_scored_apart(cli: Cli, tmp_path: Path):
+    recipe, unseen = mixed_set(tmp_path)
+    assert cli("data", "build", recipe, "--out", "set").code == 0
+    given = values(tmp_path, lora={"method": "lora", "rank": 2, "learning_rate": [1e-3, 4e-3]})
+    given["data"] = {"mixed": {"path": str(tmp_path / "set"), "held_out_split": "test"}}
+    path = write_recipe(tmp_path, given)
+    ended = cli("compare", path, "--by", "task")
+    assert ended.code == 0, ended.err
+    run = tmp_path / "runs" / "small"
+    found = {each["data"]: each for each in numbers(run)}
+    assert list(found) == ["all 2 parts", "animals", "colours", "open"]
+    whole, animals, colours, rest = found.values()
+    assert (whole["metric"], whole["part_of"], whole["majority_of"]) == ("accuracy", None, "each part")
+    assert (colours["choices"], colours["part_of"]) == (["black", "blue", "green", "red", "white"], "task")
+    assert animals["choices"] == ["bird", "cat", "cow", "dog", "fish", "horse"]
+    assert (rest["metric"], rest["choices"], rest["majority"]) == ("exact", [], 0.0)
+    assert whole["rows"] == animals["rows"] + colours["rows"]
+    right = sum(each["rows"] * each["base"]["value"] for each in (animals, colours))
+    assert whole["base"]["value"] == pytest.approx(right / whole["rows"])
+    rates = {each["contenders"][0]["learning_rate"] for each in found.values()}
+    assert len(rates) == 1  # one for all parts
+    assert "tuning rows; none of them is scored here" in ended.out
+    assert ended.out.count("tuning rows; none of them is scored here") == 1
+    assert "By task" in ended.out
+
+    # the same rows scored as one: the same loss, whatever the parts
+    assert cli("compare", run, "--by", "source", "--metric", "loss", "--out", "loss").code == 0
+    (alone,) = numbers(tmp_path / "loss")  # all rows are of one file: one part, and no other
+    assert cli("compare", run, "--by", "task", "--metric", "loss", "--out", "loss").code == 0
+    joint, *parts = numbers(tmp_path / "loss")
+    assert (joint["data"], len(parts)) == ("all 3 parts", 3)
+    assert joint["base"]["value"] == pytest.approx(alone["base"]["value"], rel=1e-6)
+    assert cli("compare", run, "--by", "task", "--metric", "f1").err.count("needs answers that are a few classes") == 1
+    assert "unknown kind of parts 'tusk'" in cli("compare", run, "--by", "tusk").err
+
+
+def test_adapters_of_other_data_share_a_line_if_they_are_scored_on_the_same_rows(cli: Cli, tmp_path: Path):
+    """And where nothing like the scored rows was learnt, the rows themselves say what is commonest."""
+    _, unseen = mixed_set(tmp_path)
+    adapters = {
+        name: {"method": "lora", "rank": 2, "data": name, "group": "g", "seed": seed}
+        for seed, name in enumerate(("colours", "animals"))
+    }
+    given = values(tmp_path, **adapters)
+    write_rows(tmp_path / "animals.jsonl", animal_rows(30))
+    held_out = {"held_out_path": str(unseen)}
+    given["data"] = {name: {"path": str(tmp_path / f"{name}.jsonl")} | held_out for name in ("colours", "animals")}
+    ended = cli("compare", write_recipe(tmp_path, given), "--by", "task")
+    assert ended.code == 0, ended.err
+    (found,) = numbers(tmp_path / "runs" / "small")
+    (line,) = found["contenders"]
+    assert (line["name"], line["adapters"].keys()) == ("g", {"colours", "animals"})
+    assert (found["data"], found["majority_of"]) == ("unseen", "these rows")
+    assert found["majority"] >= 1 / 5

@@ -167,3 +167,14 @@ def test_a_folder_becomes_a_set(cli: Cli, tmp_path: Path):
     assert cli(*arguments, "--out", "out.jsonl").code == 0
     found = [instance.messages[-1].content for instance in read_set(tmp_path / "set")]
     assert found == [row["messages"][-1]["content"] for row in lines(tmp_path / "out.jsonl")]
+
+
+def test_some_of_the_descriptions(cli: Cli, tmp_path: Path):
+    save(tmp_path / "train.jsonl", MOODS)
+    given = ("data", "format", "train.jsonl", "--template", "sentiment", "--out", "out.jsonl", "--descriptions")
+    assert cli(*given, "3").code == 0
+    assert {row["template"] for row in lines(tmp_path / "out.jsonl")} == {"sentiment/3"}
+    assert cli(*given, "1,7", "--all-descriptions").code == 0
+    assert [row["template"] for row in lines(tmp_path / "out.jsonl")] == ["sentiment/1", "sentiment/7"] * 12
+    assert "'sentiment' has no description 8 in 'en'; there are 1 to 7" in cli(*given, "8").err
+    assert "expected numbers, such as 1,3,5" in cli(*given, "1-3").err

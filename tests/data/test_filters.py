@@ -14,6 +14,7 @@ from graftlm.data.filters import (
     Language,
     Length,
     NearDuplicates,
+    SharedAnswers,
     WordList,
     apply_filters,
     near_groups,
@@ -173,3 +174,17 @@ def test_everything_removed_is_counted_and_shown():
     shown = card.notes["removed"]["empty answer"]
     assert [each["place"] for each in shown] == ["a.csv:0", "a.csv:1", "a.csv:2"]
     assert shown[0] == {"task": "t", "place": "a.csv:0", "prompt": "q0", "answer": "..."}
+
+
+def test_answers_of_an_evaluation_set():
+    rule = SharedAnswers()
+    rule.add("exam", [instance("Is it?", "Yes,  it is"), instance("Who?", "我")])
+    rule.add("other", [instance("Is it?", "yes, it is")])
+    assert judged(
+        rule, instance("Q", " yes, IT is\n"), instance("Q", "yes"), instance("Is it?", "no"), instance("Q", "我")
+    ) == [
+        "answer of exam",
+        None,
+        None,
+        "answer of exam",
+    ]

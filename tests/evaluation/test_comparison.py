@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from graftlm.evaluation.compare_report import markdown, table, to_dict, write_comparison
+from graftlm.evaluation.compare_report import markdown, parts_table, table, to_dict, write_comparison
 from graftlm.evaluation.comparison import best_rate, stand
-from graftlm.evaluation.metrics import METRICS, Outcomes
+from graftlm.evaluation.metrics import METRICS, Outcomes, joined
+from graftlm.evaluation.parts_report import MOST_PARTS
 from graftlm.evaluation.statistics import paired_share_change, wilson_interval
 from tests.evaluation.fake_comparison import METHODS, comparison, contender, outcomes, report
 
@@ -105,3 +107,43 @@ def test_labels_of_the_picture_lie_on_nothing(monkeypatch: pytest.MonkeyPatch, t
     write_comparison(report(comparison()), tmp_path)
     assert len(placed) == len(METHODS)
     assert max(overlaps) == 0
+
+
+def test_parts_are_a_table_and_a_picture(tmp_path: Path) -> None:
+    parts = [replace(comparison(data=name, seeds=1), part_of="task") for name in ("cola", "sst2 | dev")]
+    parts.append(replace(comparison("loss", data="gsm8k", seeds=2), part_of="task", majority_of="these rows"))
+    whole = report(replace(comparison(), data="all 2 parts", majority_of="each part"), *parts)
+    write_comparison(whole, tmp_path)
+    values = json.loads((tmp_path / "compare.json").read_text())
+    assert [each["part_of"] for each in values["comparisons"]] == [None, "task", "task", "task"]
+    page, text = (tmp_path / "compare.html").read_text(), (tmp_path / "compare.md").read_text()
+    assert (
+        text.count("## ") == page.count("<h2>") - 1 == 2
+    )  # the whole and the table of parts; the page has a picture too
+    assert "## By task" in text
+    lines = parts_table(whole)
+    assert [line[0] for line in lines if line[0]] == ["cola", "sst2 | dev", "gsm8k"]
+    assert len(lines) == 3 * len(METHODS)
+    for line in lines:
+        assert "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" in text
+    assert "Always the commonest class of each part" in text
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_too_many_parts_says_what_it_leaves_out(tmp_path: Path) -> None:
+    one = replace(comparison(seeds=1), part_of="template")
+    one = replace(one, standings=one.standings[:1])
+    nothing = replace(one, standings=tuple(replace(each, over_base=None) for each in one.standings), base=None)
+    parts = [replace(one, data=f"{'long ' * 12}{number}") for number in range(MOST_PARTS + 3)]
+    write_comparison(report(*parts, nothing), tmp_path)
+    for name in ("compare.html", "compare.md"):
+        assert "The picture leaves out 4 parts" in (tmp_path / name).read_text()
+    write_comparison(report(nothing), tmp_path)
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_classes_of_parts_are_not_mixed_up_in_what_is_joined() -> None:
+    one, other = outcomes(0.8, rows=60), outcomes(0.4, rows=40, seed=1)
+    both = joined([one, replace(other, classes=5)])
+    assert both.classes == 5
+    assert ACCURACY.of(both) == pytest.approx(0.6 * ACCURACY.of(one) + 0.4 * ACCURACY.of(other))

@@ -118,7 +118,7 @@ def test_unknown_keys_at_all_levels():
         "line 2, bse: unknown key; did you mean 'base'?",
         "line 3, data.r.max_lenght: unknown key; did you mean 'max_length'?",
         "line 3, data.r.qqq: unknown key; there are: path, prompt, answer, system, variables, split, max_rows,"
-        " max_length, train_on, max_dropped, drop_duplicates, held_out, held_out_path",
+        " max_length, train_on, max_dropped, drop_duplicates, held_out, held_out_path, held_out_split",
         "line 4, adapters.a.rnk: unknown key; did you mean 'rank'?",
         "line 4, adapters.a.learning_rte: unknown key; did you mean 'learning_rate'?",
         "line 5, training.epoch: unknown key; did you mean 'epochs'?",
@@ -200,6 +200,9 @@ def test_two_sizes_of_a_step():
         ({"held_out": -1}, "held_out: must be a share below 1 (0.1) or a whole number of rows (50), is -1"),
         ({"held_out": "all"}, "held_out: must be a number, is 'all'"),
         ({"held_out": 0.1, "held_out_path": "x.csv"}, "held_out_path: give it or held_out, not both"),
+        ({"held_out": 0.1, "held_out_split": "test"}, "held_out_split: give it or held_out, not both"),
+        ({"held_out_split": "train"}, "held_out_split: 'train' is learnt; name another split"),
+        ({"split": "a", "held_out_split": "a"}, "held_out_split: 'a' is learnt; name another split"),
         ({"variables": {"n": 5}}, "variables.n: must be text, is 5 (put it in quotes)"),
         ({"train_on": ["user", "asistant"]}, "train_on, entry 2: must be one of system, user, assistant, is 'asistant'; did you mean 'assistant'?"),
         ({"max_length": 1}, "max_length: must be at least 2, is 1"),

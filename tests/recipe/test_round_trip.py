@@ -41,7 +41,9 @@ DATA = st.tuples(
         max_dropped=SHARE,
         drop_duplicates=st.booleans(),
     ),
-    st.just({}) | keys(held_out=SHARE | COUNT) | keys(held_out_path=TEXT | st.lists(TEXT, max_size=2)),
+    st.just({})
+    | keys(held_out=SHARE | COUNT)
+    | keys(held_out_path=TEXT | st.lists(TEXT, max_size=2), held_out_split=TEXT.map("of {}".format)),
     st.just({}) | st.fixed_dictionaries({"prompt": PLAIN, "answer": PLAIN}) | st.fixed_dictionaries({"answer": PLAIN}),
 ).map(lambda parts: {key: value for part in parts for key, value in part.items()})
 SETTINGS = st.tuples(

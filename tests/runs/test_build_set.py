@@ -186,3 +186,26 @@ sources:
     (folder / "reviews.jsonl").write_text('{"body": "Fine.", "label": null}\n')
     with pytest.raises(UserError, match="source 'films': none of its 1 rows gives an instance: 1 "):
         build(missing, folder, tmp_path / "set")
+
+
+def test_answers_of_named_sets_are_removed(folder, tmp_path):
+    """A set counts with all of its splits; the files are among the sources, so that a change is noticed."""
+    build("sources: {sums: {path: sums.jsonl, max_rows: 9}}\nsplits: {test: 0.4}\n", folder, folder / "exam")
+    write(folder / "more.jsonl", [{"prompt": "Which city?", "completion": "CITY 3"}])
+    text = SOURCES + "filters: {shared_answers: {exam: exam, more: more.jsonl}}\n"
+    card = build(text, folder, tmp_path / "set")
+    left = [one.messages[-1].content for one in read_set(tmp_path / "set")]
+    assert (card.dropped["answer of exam"], card.dropped["answer of more"]) == (9, 1)
+    assert not {"City 3", *(str(n + 1) for n in range(9))} & set(left)
+    assert "10" in left
+    assert {source.path for source in card.sources} == {"sums.jsonl", "capitals.jsonl", "exam", "more.jsonl"}
+
+
+def test_descriptions_may_be_chosen(folder, tmp_path):
+    text = "sources: {films: {path: reviews.jsonl, template: sentiment, descriptions: [2, 5]%s}}\n"
+    card = build(text % "", folder, tmp_path / "one")
+    assert card.templates.keys() == {"sentiment/2", "sentiment/5"}
+    assert card.rows == 40
+    assert build(text % ", all_descriptions: true", folder, tmp_path / "two").rows == 80
+    with pytest.raises(UserError, match=r"no description 8 in 'zh'|no description 5 in 'xx'|1 to 5"):
+        build(text.replace("5]", "8], language: zh") % "", folder, tmp_path / "three")

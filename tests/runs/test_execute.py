@@ -17,7 +17,10 @@ from transformers import AutoModelForCausalLM
 import graftlm
 from graftlm.base.fingerprint import base_fingerprint
 from graftlm.base.loading import resolve_base
+from graftlm.data.prepare import load_instances
+from graftlm.data.sets import SetCard, write_set
 from graftlm.data.templates import ChatTemplate
+from graftlm.errors import UserError
 from graftlm.evaluation.report import summary_lines
 from graftlm.runs import RunFolder, execute, set_up
 from graftlm.runs.execute import ANSWER_TOKENS, _with_room
@@ -171,6 +174,30 @@ def test_held_out_files_of_their_own_are_accounted_for(tmp_path: Path):
     assert len(run.held_out["colours"]) == 20
     assert run.data["colours"].counts()["held_out"]["dropped"] == {"empty answer": 1}
     assert any("held-out file" in line and "1 dropped (empty answer)" in line for line in said)
+
+
+def test_a_split_of_a_set_is_held_out(tmp_path: Path):
+    values = small_values(tmp_path)
+    place = tmp_path / "set"
+    found = load_instances(write_rows(tmp_path / "c.jsonl", colour_rows())).items
+    card = write_set(place, iter(found), SetCard(), split=lambda one: "test" if one.row % 4 == 0 else "train")
+    values["adapters"] = {"colours": {"method": "lora", "rank": 1}}
+    values["data"] = {"colours": {"path": str(place), "held_out_split": "test"}}
+    run = set_up(small_recipe(tmp_path, **values))
+    assert len(run.tasks[0].rows) == card.splits["train"]
+    assert [one.row for one in run.held_out["colours"]] == [one.row for one in found if one.row % 4 == 0]
+
+    values["data"]["colours"] = {"path": str(tmp_path / "c.jsonl"), "held_out_path": str(place)}
+    values["data"]["colours"]["held_out_split"] = "test"
+    assert len(set_up(small_recipe(tmp_path, **values)).held_out["colours"]) == card.splits["test"]
+
+    values["data"]["colours"] = {"path": str(place), "held_out_split": "exam"}
+    with pytest.raises(UserError, match=r"data set 'colours'.*no split 'exam'; there are: test, train"):
+        set_up(small_recipe(tmp_path, **values))
+    for keys in ({"held_out_split": "test"}, {"split": "test"}):
+        values["data"]["colours"] = {"path": str(tmp_path / "c.jsonl"), **keys}
+        with pytest.raises(UserError, match=r"data set 'colours': .*c.jsonl is a file, and has no split 'test'"):
+            set_up(small_recipe(tmp_path, **values))
 
 
 def test_nothing_held_out(tmp_path: Path):
