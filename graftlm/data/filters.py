@@ -24,6 +24,7 @@ SAMPLES = 3  # removed instances kept for the report, for each reason
 SHOWN = 200  # characters of them
 Stream = Iterable[tuple[str, Instance]]  # the name of the task beside each instance
 _UNIT = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]|[^\W_]+")
+_WORDS = bytes(sign if chr(sign).isalnum() and sign < 128 else 32 for sign in range(256))
 
 
 @runtime_checkable
@@ -100,6 +101,8 @@ def answer_of(instance: Instance) -> str:
 
 def units(text: str) -> list[str]:
     """Words in small letters; of scripts without spaces (Chinese, Japanese, and Korean syllables) every sign."""
+    if text.isascii():  # five times as fast, and the same
+        return text.encode().lower().translate(_WORDS).decode().split()
     return _UNIT.findall(text.lower())
 
 
@@ -150,8 +153,10 @@ class EmptyAnswer:
     """Answers that hold no letter, digit or symbol."""
 
     def judge(self, task: str, instance: Instance) -> str | None:
-        says = any(unicodedata.category(sign)[0] in "LNS" for sign in answer_of(instance))
-        return None if says else "empty answer"
+        answer = answer_of(instance)
+        if answer[:1].isalnum():  # nearly all are told by their first sign
+            return None
+        return None if any(unicodedata.category(sign)[0] in "LNS" for sign in answer) else "empty answer"
 
 
 class CopiedAnswer:
@@ -208,6 +213,8 @@ def _whole_word(word: str) -> str:
 class Duplicates:
     """Instances equal to an earlier one but for white space and case."""
 
+    remembers = True
+
     def __init__(self) -> None:
         self.seen: set[int] = set()
 
@@ -225,6 +232,8 @@ class NearDuplicates:
     ``threshold`` is the Jaccard similarity from which on two are alike. It is estimated, so pairs at the border may
     fall on either side; the same instances always give the same result.
     """
+
+    remembers = True
 
     def __init__(self, threshold: float = 0.8, *, width: int = 3, permutations: int = 64) -> None:
         try:

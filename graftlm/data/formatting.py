@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from heapq import heappush, heappushpop
 from itertools import chain, islice
 from typing import Any
@@ -33,6 +34,7 @@ from graftlm.errors import UserError
 MOST_DEMONSTRATIONS = 8
 SAMPLE = 20  # rows that show a file's columns
 POOL = 2000  # rows of a label kept to draw demonstrations from
+_SHARED = frozenset(("choices", "language"))  # names of patterns that do not depend on the row
 FEWER = "fewer demonstrations than drawn"
 
 
@@ -191,6 +193,7 @@ def format_rows(
         raise UserError("demonstrations come from training rows, and none are given")
     counts = counts if counts is not None else RowCounts()
     reader, rows = _reader(rows, template, settings)
+    reader.with_keys = pool is not None
     writer = _Writer(template, settings, seed, pool, counts)
     for number, whole in rows:
         counts.rows += 1
@@ -218,13 +221,21 @@ def _reader(
     rows: Iterable[tuple[int, Row]], template: TaskTemplate, settings: FormatSettings
 ) -> tuple[FieldReader, Iterator[tuple[int, Row]]]:
     """What reads the rows, and all of the rows: the columns are those of the first ones, if they are not given."""
-    columns, rest = settings.columns, iter(rows)
-    first: list[tuple[int, Row]] = []
-    if columns is None:
-        first = list(islice(rest, SAMPLE))
-        present = columns_of(part for _, row in first for part in expand_row(row))
-        columns = choose_columns(present, template, source=settings.source) if first else Columns({})
-    return FieldReader(template, columns, settings.spellings), chain(first, rest)
+    known, whole = with_columns(rows, template, settings)
+    return FieldReader(template, known.columns or Columns({}), settings.spellings), whole
+
+
+def with_columns(
+    rows: Iterable[tuple[int, Row]], template: TaskTemplate, settings: FormatSettings
+) -> tuple[FormatSettings, Iterator[tuple[int, Row]]]:
+    """The settings with the columns that the first rows have, if they name none; and all of the rows."""
+    rest = iter(rows)
+    if settings.columns is not None:
+        return settings, rest
+    first = list(islice(rest, SAMPLE))
+    present = columns_of(part for _, row in first for part in expand_row(row))
+    columns = choose_columns(present, template, source=settings.source) if first else Columns({})
+    return replace(settings, columns=columns), chain(first, rest)
 
 
 class _Writer:
@@ -248,6 +259,8 @@ class _Writer:
         self.input, self.output = pattern(part.input[language]), pattern(part.output[language])
         self.demonstration = pattern(template.demonstration.get(language, template.demonstration.get("en", "")))
         self.words = template.words.get(language, {})
+        self._described = lru_cache(maxsize=4096)(self._describe)
+        self._prefix = lru_cache(self._key_of)
         way = "-inverted" if settings.inverted else ""
         self.provenance = [
             Provenance(template.family, f"{template.name}{way}/{place}", language, settings.licence)
@@ -262,8 +275,10 @@ class _Writer:
 
     def _number(self, row: Fields, what: str) -> int:
         """A number of 64 bits that looks drawn, and is always the same for a row and a purpose."""
-        key = f"{self.template.name}/{self.settings.language}/{self.settings.inverted}/{what}"
-        return int.from_bytes(_hash(self.seed, key, row.identity), "big")
+        return int.from_bytes(_digest(self._prefix(what) + row.identity), "big")
+
+    def _key_of(self, what: str) -> bytes:
+        return _key(self.seed, f"{self.template.name}/{self.settings.language}/{self.settings.inverted}/{what}")
 
     def write(self, row: Fields, which: int, number: int) -> Instance:
         rng = random.Random(self._number(row, str(which)))
@@ -275,7 +290,11 @@ class _Writer:
         question, answer = self.input.fill(values), self.output.fill(values)
         if not answer:
             raise RowProblem("empty answer")
-        parts = [self.texts[which].fill(values)]
+        text = self.texts[which]
+        if text.names <= _SHARED:
+            parts = [self._described(which, tuple(shared.get("choices", ())))]
+        else:
+            parts = [text.fill(values)]
         for other in drawn:
             theirs = self._values(other, shared, rng)
             parts.append(self._shown(self.input.fill(theirs), self.output.fill(theirs)))
@@ -283,6 +302,12 @@ class _Writer:
         prompt = "\n\n".join(part for part in parts if part)
         messages = (Message("user", prompt), Message("assistant", answer))
         return Instance(messages, self.settings.source, number, self.provenance[which])
+
+    def _describe(self, which: int, choices: tuple[str, ...]) -> str:
+        """A description that shows nothing of the row but the words of labels in their order."""
+        return self.texts[which].fill(
+            {"language": self.settings.language, **({"choices": [*choices]} if choices else {})}
+        )
 
     def _shown(self, question: str, answer: str) -> str:
         return self.demonstration.fill({"input": question, "output": answer})
@@ -311,4 +336,12 @@ class _Writer:
 
 
 def _hash(seed: int, what: str, identity: bytes) -> bytes:
-    return hashlib.blake2b(f"{seed}/{what}/".encode() + identity, digest_size=8).digest()
+    return _digest(_key(seed, what) + identity)
+
+
+def _key(seed: int, what: str) -> bytes:
+    return f"{seed}/{what}/".encode()
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=8).digest()

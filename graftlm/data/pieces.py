@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+BATCH = 100  # texts that the backend gets at once: what it makes of them stays in the cache
 # One fast tokenizer serves several threads in serving, and split_special_tokens is a setting of its backend.
 _TOKENIZER_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as tokens: three lists of equal length.
+    """A conversation as tokens: lists of equal length.
 
     ``supervised`` says which tokens are learnt; ``origin`` where each came from: "template", "system",
-    "user", "assistant", "text" or "virtual".
+    "user", "assistant", "text" or "virtual". ``runs`` are the origins in turn, each with its number of tokens.
     """
 
     ids: list[int]
     supervised: list[bool]
-    origin: list[str]
+    runs: list[tuple[str, int]]
+
+    @property
+    def origin(self) -> list[str]:
+        return [origin for origin, count in self.runs for _ in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,8 @@ def encode_pieces(rows: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenize
     fixed_ids = dict(zip(fixed, tokenize(fixed, tokenizer, special=True), strict=True))
     content_ids = dict(zip(contents, tokenize(contents, tokenizer, special=False), strict=True))
     stops = special_ids(tokenizer) if any(p.learn == "stop" for p in pieces) else frozenset()
-    return [_join(row, fixed_ids, content_ids, stops, tokenizer.eos_token_id) for row in rows]
+    eos = tokenizer.eos_token_id
+    return [_join(row, fixed_ids, content_ids, stops, eos) for row in rows]
 
 
 def _join(
@@ -82,7 +88,7 @@ def _join(
 ) -> Rendered:
     ids: list[int] = []
     supervised: list[bool] = []
-    origin: list[str] = []
+    runs: list[tuple[str, int]] = []
     for place, piece in enumerate(row):
         table = fixed_ids if piece.origin == "template" else content_ids
         new = table[piece.text] if piece.text else list(piece.ids)
@@ -96,8 +102,8 @@ def _join(
         else:
             supervised += [piece.learn == "all"] * len(new)
         ids += new
-        origin += [piece.origin] * len(new)
-    return Rendered(ids, supervised, origin)
+        runs.append((piece.origin, len(new)))
+    return Rendered(ids, supervised, runs)
 
 
 def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool) -> list[list[int]]:
@@ -123,6 +129,8 @@ def tokenize_alone(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
 
 def _call(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> list[list[int]]:
     with _TOKENIZER_LOCK:
+        if _is_plain(tokenizer):
+            return _encode(tokenizer.backend_tokenizer, texts, special)
         encoded = tokenizer(
             texts,
             add_special_tokens=False,
@@ -133,6 +141,31 @@ def _call(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -
         )
     ids: list[list[int]] = encoded["input_ids"]
     return ids
+
+
+def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a call of the tokenizer is nothing but one of its backend."""
+    from transformers import TokenizersBackend
+
+    kind = type(tokenizer)
+    own = any(
+        getattr(kind, name, None) is not getattr(TokenizersBackend, name) for name in ("__call__", "_encode_plus")
+    )
+    return isinstance(tokenizer, TokenizersBackend) and not own
+
+
+def _encode(backend: Any, texts: list[str], special: bool) -> list[list[int]]:
+    """What a call gives, without the offsets and words that nobody asks for; smaller batches stay in the cache."""
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    backend.encode_special_tokens = not special
+    return [
+        encoding.ids
+        for begin in range(0, len(texts), BATCH)
+        for encoding in backend.encode_batch_fast(texts[begin : begin + BATCH], add_special_tokens=False)
+    ]
 
 
 def _lead(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -14,6 +14,7 @@ from graftlm.data.batches import EncodedRow
 from graftlm.data.formats import Format, RowProblem, check, fill, recognise
 from graftlm.data.instances import Instance, Message
 from graftlm.data.p3 import origin_of
+from graftlm.data.parallel import rare_collections
 from graftlm.data.readers import find_sources, read_rows
 from graftlm.data.rendering import PROMPT_FILLS, Conversations, Rendering
 from graftlm.data.sets import default_split, is_set, read_set
@@ -58,6 +59,17 @@ class RowCounts:
         if len(places) < EXAMPLES:
             places.append(f"{source}:{row}")
 
+    def add(self, other: RowCounts) -> None:
+        """Another account on top of this one."""
+        for name in ("rows", "read", "kept", "duplicates"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("truncated", "dropped", "unfilled"):
+            table = getattr(self, name)
+            for reason, number in getattr(other, name).items():
+                table[reason] = table.get(reason, 0) + number
+        for reason, places in other.examples.items():
+            self.examples[reason] = [*self.examples.get(reason, []), *places][:EXAMPLES]
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values, stored with every run."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -89,6 +101,7 @@ class PreparedData:
         return f"read as {self.format}: {self.counts.rows:,} row{'s' * (self.counts.rows != 1)}{several}"
 
 
+@rare_collections()
 def load_instances(
     paths: str | Path | Sequence[str | Path],
     *,
@@ -210,6 +223,7 @@ def _checked(instance: Instance, variables: Mapping[str, str], counts: RowCounts
     yield replace(instance, messages=messages)
 
 
+@rare_collections()
 def prepare(
     data: str | Path | Sequence[str | Path] | Instances | Sequence[Instance],
     template: ChatTemplate,

@@ -202,6 +202,7 @@ class FieldReader:
                 )
         self.asked = tuple(self._asked(part) for part in (template, template.inverted) if part is not None)
         self._strange: set[str] = set()
+        self.with_keys = True  # only those who draw demonstrations look at the keys of Fields
 
     def _asked(self, part: Any) -> tuple[str, ...]:
         """The fields that the input shows, without the label and the number of the right alternative."""
@@ -220,7 +221,8 @@ class FieldReader:
         options, marks = self._alternatives(row)
         right = self._right(row, values, options, marks)
         identity = _digest([*(f"{k}={v}" for k, v in sorted(values.items())), *options])
-        keys = (_key(place, [values[name] for name in names], options) for place, names in enumerate(self.asked))
+        asked = enumerate(self.asked if self.with_keys else ())
+        keys = (_key(place, [values[name] for name in names], options) for place, names in asked)
         return Fields(values, label, options, right, identity, tuple(key for key in keys if key))
 
     def keys(self, row: Row) -> list[bytes]:

@@ -11,10 +11,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from graftlm.data.instances import Message
+from graftlm.data.instances import Message, Role
 from graftlm.data.jinja import (
     CannotRender,
     jinja_layout,
@@ -153,10 +154,14 @@ class ChatTemplate:
         if any(m.role == "text" for m in messages):
             return self._text_pieces(messages, learnt)
         if self.jinja is not None:
-            pieces = self._jinja_pieces(messages, learnt, prompt)
-        else:
-            pieces = self._turn_pieces(messages, learnt, prompt)
-        return move_spaces(pieces)
+            return move_spaces(self._jinja_pieces(messages, learnt, prompt))
+        contents = iter(messages)
+        return [
+            piece
+            if piece.origin == "template"
+            else Piece(piece.text + next(contents).content, piece.origin, piece.learn)
+            for piece in _turn_layout(self, tuple(m.role for m in messages), tuple(learnt), prompt)
+        ]
 
     def _text_pieces(self, messages: Sequence[Message], learnt: Sequence[bool]) -> list[Piece]:
         if len(messages) > 1:
@@ -220,6 +225,18 @@ class ChatTemplate:
             stop = learn and role == "assistant"
             pieces.append(Piece(layout.texts[place + 1], "template", "stop" if stop else "no"))
         return pieces
+
+
+@lru_cache(maxsize=4096)
+def _turn_layout(
+    template: ChatTemplate, roles: tuple[Role, ...], learnt: tuple[bool, ...], prompt: bool
+) -> tuple[Piece, ...]:
+    """The pieces of a conversation of these roles whose contents are empty: only the spaces before them are there.
+
+    They stand in the order of the messages. Made once, since most conversations of a file are alike in this.
+    """
+    empty = [Message(role, "") for role in roles]
+    return tuple(move_spaces(template._turn_pieces(empty, learnt, prompt)))
 
 
 def learnt_messages(messages: Sequence[Message], train_on: str | Sequence[str]) -> list[bool]:
