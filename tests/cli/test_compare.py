@@ -219,7 +219,7 @@ def mixed_set(place: Path) -> tuple[Path, Path]:
 
 
 def test_parts_of_the_held_out_rows_are_scored_apart(cli: Cli, tmp_path: Path):
-    recipe, unseen = mixed_set(tmp_path)
+    recipe, _ = mixed_set(tmp_path)
     assert cli("data", "build", recipe, "--out", "set").code == 0
     given = values(tmp_path, lora={"method": "lora", "rank": 2, "learning_rate": [1e-3, 4e-3]})
     given["data"] = {"mixed": {"path": str(tmp_path / "set"), "held_out_split": "test"}}
