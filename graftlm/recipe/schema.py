@@ -221,8 +221,8 @@ class AdapterKeys(_Values):
     group: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="Adapters of one group are candidates for one place in graftlm compare: the best learning rate is "
-        "chosen, and seeds (and data sets, if they hold out the same rows) are averaged. A list of learning rates or seeds "
-        "makes such a group, under the adapter's name.",
+        "chosen, and seeds (and data sets, if they hold out the same rows) are averaged. A list of learning rates or "
+        "seeds makes such a group, under the adapter's name.",
     )
 
 
