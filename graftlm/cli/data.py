@@ -96,13 +96,18 @@ def preview(
         train_on=roles,
         decoder_start=getattr(config, "decoder_start_token_id", None),
     )
-    data = prepare(loaded, template, tokenizer, max_length=max_length, max_dropped=1.0, rendering=rendering)
+    data = prepare(
+        loaded, template, tokenizer, max_length=max_length, max_dropped=1.0, rendering=rendering, preferences="chosen"
+    )
     console.print(f"{file}: {data.summary}", markup=False, soft_wrap=True)
     if loaded.ignored:
         console.print(f"columns not used: {', '.join(loaded.ignored)}", style="dim", markup=False, soft_wrap=True)
+    rejected = {(each.source, each.row): each.rejected.content for each in loaded.items if each.rejected is not None}
+    if rejected:
+        console.print(f"preference rows: {len(rejected):,}; the tokens are those of the chosen answers", soft_wrap=True)
     print_warnings(caught)
     console.print(f"template: {template.name}, sha256 {template.hash[:12]}; tokenizer of {base}\n", markup=False)
-    _print_rows(console, data, tokenizer, rows, tokens)
+    _print_rows(console, data, tokenizer, rows, tokens, rejected)
     _print_totals(console, data)
     if max_length is None and config is not None:
         _print_longer(console, data, base, config)
@@ -140,7 +145,14 @@ def _print_longer(console: Console, data: PreparedData, base: str, config: Any) 
         console.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
-def _print_rows(console: Console, data: PreparedData, tokenizer: PreTrainedTokenizerBase, rows: int, most: int) -> None:
+def _print_rows(
+    console: Console,
+    data: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: int,
+    most: int,
+    rejected: dict[tuple[str, int], str],
+) -> None:
     from dataclasses import replace
 
     from graftlm.data.preview import as_text, learnt_tokens, sequences, token_texts
@@ -161,6 +173,8 @@ def _print_rows(console: Console, data: PreparedData, tokenizer: PreTrainedToken
             if len(part.ids) > most:
                 more = f"… {len(part.ids) - most:,} more tokens (--tokens {len(part.ids)} shows all)"
                 console.print(more, style="dim")
+        if (row.source, row.row) in rejected:
+            console.print(f"rejected: {rejected[row.source, row.row]}", markup=False, soft_wrap=True)
         console.print()
 
 

@@ -263,11 +263,16 @@ def write_instances(
 
 def as_row(instance: Instance) -> dict[str, Any]:
     """An instance as a row of chat JSONL, with where it comes from."""
-    messages = [{"role": message.role, "content": message.content} for message in instance.messages]
+    from graftlm.data.tools import as_dicts
+
+    tools, messages = as_dicts(instance.conversation)
+    more: dict[str, Any] = {} if tools is None else {"tools": tools}
+    if instance.rejected is not None:
+        more |= {"chosen": messages.pop(), "rejected": {"role": "assistant", "content": instance.rejected.content}}
     origin = instance.provenance
     known = {name: getattr(origin, name) for name in ("task", "template", "language", "licence", "user")}
     given = {name: value for name, value in known.items() if value}
-    return {"messages": messages, "source": instance.source, "row": instance.row, **given}
+    return {"messages": messages, **more, "source": instance.source, "row": instance.row, **given}
 
 
 def print_counts(counts: RowCounts, out: Path) -> None:

@@ -91,12 +91,12 @@ def _excerpt(text: str) -> str:
 
 def prompt_of(instance: Instance) -> str:
     """All that stands before the last answer; nothing in a plain text."""
-    return "\n\n".join(message.content for message in instance.messages[:-1])
+    return "\n\n".join(message.content for message in instance.conversation[:-1])
 
 
 def answer_of(instance: Instance) -> str:
-    """The last answer, or the plain text."""
-    return instance.messages[-1].content
+    """The last answer, or the plain text; of a preference row, the chosen answer."""
+    return instance.conversation[-1].content
 
 
 def units(text: str) -> list[str]:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftlm.data.instances import Instance, Message, Role
+from graftlm.data.instances import RowProblem as RowProblem
 from graftlm.data.p3 import ORIGIN, origin_of
+from graftlm.data.preferences import is_preference, pair
+from graftlm.data.tools import calls_message, check_turns, tools_message, with_results
 from graftlm.errors import UserError, nearest
 
 Row = dict[str, Any]
@@ -28,7 +31,8 @@ ROLES: dict[str, Role] = {
     "model": "assistant",
     "bot": "assistant",
 }
-TOOL_ROLES = ("tool", "function", "observation", "function_call", "function_response", "tool_call", "ipython")
+RESULT_ROLES = ("tool", "function", "observation", "function_response", "tool_response", "ipython")
+CALL_ROLES = ("function_call", "tool_call")  # of ShareGPT files: the call is the content, as JSON
 PAIRS = (
     ("prompt", "completion"),
     ("prompt", "response"),
@@ -40,16 +44,9 @@ PAIRS = (
 )
 WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 LABELS = ("label", "labels", "answer", "target", "coarse_label", "class")
+BEFORE = ("messages", "conversations", "conversation", "prompt", "question", "instruction")  # of preference rows
 _TURN = re.compile(r"(?:^|\s)### (Human|Assistant):[ ]?")
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
-
-
-class RowProblem(Exception):
-    """Why a row cannot be learnt from; rows are dropped and counted by it."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(reason)
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def fill(messages: Sequence[Message], variables: Mapping[str, str]) -> tuple[tup
 
 
 def check(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The messages, if they are a conversation: system first, user and assistant in turn, an answer last.
+    """The messages, if they are a conversation: tools and system first, user and assistant in turn, an answer last.
 
     Raises:
         RowProblem: they are not, or a content is empty.
@@ -130,20 +127,19 @@ def check(messages: Sequence[Message]) -> tuple[Message, ...]:
         if not messages[0].content.strip():
             raise RowProblem("empty text")
         return tuple(messages)
-    if messages[0].role == "system" and not messages[0].content.strip():
-        messages = messages[1:]
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    rejected = [messages[-1]] if messages[-1].role == "rejected" else []
+    tools = [messages[0]] if messages[0].role == "tools" else []
+    turns = messages[len(tools) : len(messages) - len(rejected)]
+    system = [turns[0]] if turns and turns[0].role == "system" else []
+    turns = turns[len(system) :]
     if not turns:
         raise RowProblem("no messages")
-    for index, message in enumerate(turns):
-        expected = ("user", "assistant")[index % 2]
-        if message.role != expected:
-            raise RowProblem(f"roles out of order ({message.role} where {expected} is due)")
-        if not message.content.strip():
-            raise RowProblem("empty answer" if message.role == "assistant" else "empty prompt")
-    if turns[-1].role != "assistant":
+    check_turns(turns)
+    if turns[-1].role not in ("assistant", "calls"):
         raise RowProblem("conversation ends without an answer")
-    return tuple(messages)
+    if rejected and not rejected[0].content.strip():
+        raise RowProblem("empty rejected answer")
+    return (*tools, *(m for m in system if m.content.strip()), *turns, *rejected)
 
 
 def _text(row: Row, key: str, *, required: bool = True) -> str:
@@ -187,48 +183,89 @@ def _instruction_format(answer: str, extra: str) -> Callable[[Row], list[Message
 
 
 def _chat_format(key: str) -> Callable[[Row], list[Message]]:
-    """A list of turns with role and content, or from and value."""
+    """A list of turns with role and content, or from and value, and what tools there are."""
 
     def convert(row: Row) -> list[Message]:
-        messages = [_turn(turn, key) for turn in _list(row, key)]
+        messages = turns_of(_list(row, key), key)
         system = _text(row, "system", required=False)
         if system.strip() and messages and messages[0].role != "system":
             messages.insert(0, Message("system", system))
-        return messages
+        tools = tools_message(row.get("tools"))
+        return messages if tools is None else [tools, *messages]
 
     return convert
 
 
-def _turn(turn: Any, key: str) -> Message:
+def turns_of(turns: Sequence[Any], key: str) -> list[Message]:
+    """The messages of a list of turns; ``key`` is where it stands in the row."""
+    messages: list[Message] = []
+    ids: list[str | None] = []  # which call a result is of
+    for turn in turns:
+        found = _turn(turn, key)
+        messages += found
+        ids += [turn.get("tool_call_id")] * len(found)
+    return with_results(messages, ids) if any(message.role == "tool" for message in messages) else messages
+
+
+def _turn(turn: Any, key: str) -> list[Message]:
+    """What a turn says, and then what it calls."""
     if not isinstance(turn, dict):
         raise RowProblem(f"a turn in '{key}' is not an object")
     name = _text(turn, "role" if "role" in turn else "from")
-    role = ROLES.get(name.lower())
-    if role is None:
-        known = name.lower() in TOOL_ROLES
-        raise RowProblem(f"tool turn ('{name}') is not supported" if known else f"unknown role '{name}'")
-    if turn.get("tool_calls"):
-        raise RowProblem("tool turn ('tool_calls') is not supported")
     field = "content" if "content" in turn else "value"
+    train = turn.get("train", turn.get("weight"))
+    learnt = None if train is None else bool(train)
+    role: Role | None = "tool" if name.lower() in RESULT_ROLES else ROLES.get(name.lower())
+    if name.lower() in CALL_ROLES:
+        try:
+            return [calls_message(json.loads(_text(turn, field)), learnt)]
+        except ValueError as error:
+            raise RowProblem(f"the content of a turn of '{name}' is no JSON") from error
+    if role is None:
+        raise RowProblem(f"unknown role '{name}'")
+    if turn.get("tool_calls"):
+        if role != "assistant":
+            raise RowProblem(f"tool calls in a turn of '{name}'")
+        said = [Message(role, turn[field], learnt)] if isinstance(turn.get(field), str) and turn[field].strip() else []
+        return [*said, calls_message(turn["tool_calls"], learnt)]
+    return [Message(role, _content(turn, field), learnt)]
+
+
+def _content(turn: Row, field: str) -> str:
     if isinstance(turn.get(field), list):
         texts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in turn[field]]
         if not all(isinstance(text, str) for text in texts):
             raise RowProblem("a turn holds more than text (an image or the like)")
-        content = "".join(str(text) for text in texts)
-    else:
-        content = _text(turn, field)
-    train = turn.get("train", turn.get("weight"))
-    return Message(role, content, None if train is None else bool(train))
+        return "".join(str(text) for text in texts)
+    return _text(turn, field)
 
 
 def _pair_format(prompt: str, answer: str) -> Callable[[Row], list[Message]]:
     def convert(row: Row) -> list[Message]:
         if isinstance(row.get(prompt), list) and isinstance(row.get(answer), list):
-            return [_turn(turn, key) for key in (prompt, answer) for turn in row[key]]
+            tools = tools_message(row.get("tools"))
+            turns = turns_of([*row[prompt], *row[answer]], f"{prompt}' and '{answer}")
+            return turns if tools is None else [tools, *turns]
         system = Message("system", _text(row, "system", required=False))
         return [system, Message("user", _text(row, prompt)), Message("assistant", _text(row, answer))]
 
     return convert
+
+
+def _preference(row: Row) -> list[Message]:
+    """The two answers, and what stands before both: in a column of its own, or in the answers themselves."""
+    key = next((key for key in BEFORE if row.get(key) is not None), None)
+    before: list[Message] = []
+    if key is not None and isinstance(row[key], list):
+        before = turns_of(row[key], key)
+    elif key is not None:
+        more = _text(row, "input", required=False) if key == "instruction" else ""
+        before = [Message("user", "\n\n".join(part for part in (_text(row, key), more) if part.strip()))]
+    tools, system = tools_message(row.get("tools")), _text(row, "system", required=False)
+    said = pair(before, row.get("chosen"), row.get("rejected"), turns_of)
+    if system.strip() and said[0].role != "system":
+        said.insert(0, Message("system", system))
+    return said if tools is None else [tools, *said]
 
 
 def _tag_format(words: str, tags: str) -> Callable[[Row], list[Message]]:
@@ -294,13 +331,19 @@ def _formats() -> dict[str, tuple[Callable[[Row], bool], Callable[[list[str]], F
     ) -> None:
         known[name] = (matches, _known(name.partition(" of ")[0], convert, used, **more))
 
+    add(
+        "preference rows",
+        is_preference,
+        _preference,
+        (*BEFORE, "input", "chosen", "rejected", "system", "tools"),
+    )
     for key in ("messages", "conversations", "conversation"):
         for role, name in (("role", "messages"), ("from", "ShareGPT")):
             add(
                 f"{name} of {key} {role}",
                 lambda row, k=key, r=role: _has_turns(row, k, r),  # type: ignore[misc]
                 _chat_format(key),
-                (key, "system"),
+                (key, "system", "tools"),
             )
     add(
         "self-instruct",
@@ -334,7 +377,7 @@ def _formats() -> dict[str, tuple[Callable[[Row], bool], Callable[[list[str]], F
             f"{prompt}/{answer}",
             lambda row, p=prompt, a=answer: p in row and a in row,  # type: ignore[misc]
             _pair_format(prompt, answer),
-            (prompt, answer, "system"),
+            (prompt, answer, "system", "tools"),
         )
     add(
         "plain text",
@@ -354,7 +397,8 @@ def _refuse(rows: Sequence[Row], source: str) -> None:
     labelled = isinstance(first.get("label"), bool)
     kinds = {
         "prompt templates (PromptSource: a field 'jinja')": "jinja" in first,
-        "preference pairs (fields 'chosen' and 'rejected')": "rejected" in first or "chosen" in first,
+        "halves of preference pairs ('chosen' or 'rejected' without the other)": ("rejected" in first)
+        != ("chosen" in first),
         "preference judgements (a conversation with a true or false 'label')": labelled
         and ("messages" in first or "conversations" in first or "completion" in first),
         "ranked answers (a list of answers in 'output')": "instruction" in first

@@ -113,9 +113,9 @@ def _some(answers: set[str]) -> str:
 
 def labels_of(head: HeadSettings, instance: Instance) -> list[str]:
     """The labels that an instance asks for: its answer, or each word of it for a tagger."""
-    if instance.messages[-1].role != "assistant":
+    if instance.conversation[-1].role != "assistant":
         return []
-    answer = instance.messages[-1].content
+    answer = instance.conversation[-1].content
     return answer.split() if head.type == "tagger" else [answer.strip()]
 
 
@@ -124,7 +124,7 @@ def with_class(head: HeadSettings, instances: Sequence[Instance], counts: RowCou
     number = {label: index for index, label in enumerate(head.labels)}
     found = []
     for instance in instances:
-        answer = instance.messages[-1]
+        answer = instance.conversation[-1]
         if answer.role != "assistant":
             counts.drop(NO_ANSWER, instance.source, instance.row)
         elif answer.content.strip() not in number:

@@ -75,13 +75,20 @@ def _compile(source: str) -> jinja2.Template:
         raise UserError(f"the chat template is not valid Jinja: line {error.lineno}: {error}") from error
 
 
-def _write(source: str, special: Sequence[tuple[str, str]], messages: list[dict[str, str]]) -> str:
+def write(
+    source: str,
+    special: Sequence[tuple[str, str]],
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None = None,
+    answer_begins: bool = False,
+) -> str:
+    """What a chat template writes; ``answer_begins``: with the beginning of an answer at the end."""
     return _compile(source).render(
-        messages=messages, tools=None, documents=None, add_generation_prompt=False, **dict(special)
+        messages=messages, tools=tools, documents=None, add_generation_prompt=answer_begins, **dict(special)
     )
 
 
-def _mark(index: int) -> str:
+def mark(index: int) -> str:
     return f"\ue000{index}\ue001"
 
 
@@ -99,22 +106,31 @@ def jinja_layout(source: str, special: tuple[tuple[str, str], ...], roles: tuple
     Raises:
         CannotRender: the template refuses the roles, or leaves out or repeats a message.
     """
-    marks = [_mark(i) for i in range(len(roles))]
+    marks = [mark(i) for i in range(len(roles))]
     merged = False
     try:
-        text = _write(source, special, _messages(roles, marks, merged))
+        text = write(source, special, _messages(roles, marks, merged))
     except (jinja2.TemplateError, TypeError) as error:
         if roles[:2] != ("system", "user"):
-            raise _refused(roles, error) from error
+            raise refused(roles, error) from error
         merged = True
         try:
-            text = _write(source, special, _messages(roles, marks, merged))
+            text = write(source, special, _messages(roles, marks, merged))
         except (jinja2.TemplateError, TypeError):
-            raise _refused(roles, error) from error
+            raise refused(roles, error) from error
+    return split_at_marks(text, roles, merged)
+
+
+def split_at_marks(text: str, roles: Sequence[str], merged: bool = False, without: Sequence[str] = ()) -> Layout:
+    """The layout of a text that a template wrote with marks in the place of contents, but for roles ``without`` one.
+
+    Raises:
+        CannotRender: a mark is not there, or more than once.
+    """
     found = re.split("\ue000(\\d+)\ue001", text)
     order = tuple(int(index) for index in found[1::2])
     for index, role in enumerate(roles):
-        if order.count(index) != 1:
+        if role not in without and order.count(index) != 1:
             times = "leaves out" if index not in order else "repeats"
             raise CannotRender(
                 f"chat template {times} the {role} message",
@@ -124,7 +140,7 @@ def jinja_layout(source: str, special: tuple[tuple[str, str], ...], roles: tuple
     return Layout(tuple(found[::2]), order, merged)
 
 
-def _refused(roles: Sequence[str], error: Exception) -> CannotRender:
+def refused(roles: Sequence[str], error: Exception) -> CannotRender:
     return CannotRender(
         f"chat template refuses the roles: {error}",
         f"the chat template refuses a conversation of {', '.join(roles)}: {error}",
@@ -148,17 +164,22 @@ def jinja_match(
     """
     contents = [m.content for m in messages]
     if prompt:
-        contents[-1] = _mark(len(contents) - 1)
+        contents[-1] = mark(len(contents) - 1)
     try:
-        text = _write(source, special, _messages([m.role for m in messages], contents, layout.merged))
+        text = write(source, special, _messages([m.role for m in messages], contents, layout.merged))
     except (jinja2.TemplateError, TypeError) as error:
-        raise _refused([m.role for m in messages], error) from error
+        raise refused([m.role for m in messages], error) from error
+    return match(text, layout, messages, contents)
+
+
+def match(text: str, layout: Layout, messages: Sequence[Message], contents: Sequence[str]) -> list[str]:
+    """The contents as they stand in what a template wrote; see :func:`jinja_match`."""
     place = len(layout.texts[0])
     matched = text.startswith(layout.texts[0])
     written: list[str] = []
     for index, after in zip(layout.order, layout.texts[1:], strict=True):
         last = len(written) == len(layout.order) - 1
-        for form in _forms(contents[index]):
+        for form in _forms(contents[index], quoted=messages[index].role == "tool"):
             end = place + len(form)
             follows = text[end:] == after if last else text.startswith(after, end)
             if matched and follows and text.startswith(form, place):
@@ -175,9 +196,10 @@ def jinja_match(
     return written
 
 
-def _forms(content: str) -> list[str]:
-    """The content as it is and as templates strip it."""
+def _forms(content: str, quoted: bool = False) -> list[str]:
+    """The content as it is, as templates strip it, and ``quoted``, inside of JSON, as some write results of tools."""
     forms = [content, content.strip(), content.lstrip(), content.rstrip()]
+    forms += [_to_json(content)[1:-1]] if quoted else []
     return list(dict.fromkeys([*forms, content.strip("\n"), content.lstrip("\n"), content.rstrip("\n")]))
 
 

@@ -11,7 +11,8 @@ from graftlm.data.batches import EncodedRow
 from graftlm.data.heads import NO_ANSWER, NO_LABEL, HeadSettings, with_class
 from graftlm.data.instances import Instance, Message
 from graftlm.data.jinja import CannotRender
-from graftlm.data.pieces import tokenize, tokenize_alone
+from graftlm.data.jinja_tools import refuse_special_tokens
+from graftlm.data.pieces import special_texts, tokenize, tokenize_alone
 from graftlm.data.prepare import RowCounts
 from graftlm.data.prompt_template import PromptTemplate
 from graftlm.data.prompted import PromptedFrames, PromptedSource, PromptedWord
@@ -90,8 +91,10 @@ class ClassOfPrompt:
 
     def rows(self, instances: Sequence[Instance], counts: RowCounts) -> Rows:
         kept, pieces = [], []
+        special = special_texts(self.tokenizer)
         for instance, target in with_class(self.head, instances, counts):
             try:
+                refuse_special_tokens(instance.messages, special)
                 pieces.append(self.template.prompt_pieces(instance.messages[:-1]))
             except CannotRender as error:
                 counts.drop(error.reason, instance.source, instance.row)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+WRITTEN = ("template", "calls")  # origins of texts that the template writes, with special tokens in them
 BATCH = 100  # texts that the backend gets at once: what it makes of them stays in the cache
 # One fast tokenizer serves several threads in serving, and split_special_tokens is a setting of its backend.
 _TOKENIZER_LOCK = threading.Lock()
@@ -36,7 +37,7 @@ class Rendered:
 class Piece:
     """Text that is tokenised on its own.
 
-    Special tokens are parsed in template text only. ``learn`` is "all", "no", or "stop": through the
+    Special tokens are parsed in template text only, and in the tool calls that a template writes (``calls``). ``learn`` is "all", "no", or "stop": through the
     first special token; where there is none and the piece is the last, an end-of-sequence token is added.
     ``ids``: tokens that have no text (virtual ones).
     """
@@ -70,8 +71,8 @@ def move_spaces(pieces: Sequence[Piece]) -> list[Piece]:
 def encode_pieces(rows: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenizerBase) -> list[Rendered]:
     """Tokenise the pieces of many conversations at once."""
     pieces = [piece for row in rows for piece in row]
-    fixed = sorted({p.text for p in pieces if p.origin == "template" and p.text})
-    contents = list(dict.fromkeys(p.text for p in pieces if p.origin != "template" and p.text))
+    fixed = sorted({p.text for p in pieces if p.origin in WRITTEN and p.text})
+    contents = list(dict.fromkeys(p.text for p in pieces if p.origin not in WRITTEN and p.text))
     fixed_ids = dict(zip(fixed, tokenize(fixed, tokenizer, special=True), strict=True))
     content_ids = dict(zip(contents, tokenize(contents, tokenizer, special=False), strict=True))
     stops = special_ids(tokenizer) if any(p.learn == "stop" for p in pieces) else frozenset()
@@ -90,7 +91,7 @@ def _join(
     supervised: list[bool] = []
     runs: list[tuple[str, int]] = []
     for place, piece in enumerate(row):
-        table = fixed_ids if piece.origin == "template" else content_ids
+        table = fixed_ids if piece.origin in WRITTEN else content_ids
         new = table[piece.text] if piece.text else list(piece.ids)
         if piece.learn == "stop":
             through = next((i + 1 for i, token in enumerate(new) if token in stops), None)
@@ -181,3 +182,9 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The ids of all special tokens."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return frozenset(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+
+
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """The texts of all special tokens."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset(tokenizer.all_special_tokens) | {str(token) for token in added.values() if token.special}

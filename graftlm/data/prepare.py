@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftlm.data.batches import EncodedRow
 from graftlm.data.formats import Format, RowProblem, check, fill, recognise
 from graftlm.data.instances import Instance, Message
 from graftlm.data.p3 import origin_of
 from graftlm.data.parallel import rare_collections
+from graftlm.data.preferences import refuse_preferences
 from graftlm.data.readers import find_sources, read_rows
 from graftlm.data.rendering import PROMPT_FILLS, Conversations, Rendering
 from graftlm.data.sets import default_split, is_set, read_set
@@ -241,12 +242,14 @@ def prepare(
     limit: int | None = None,
     progress: Progress | None = None,
     rendering: Rendering | None = None,
+    preferences: Literal["refuse", "chosen"] = "refuse",
 ) -> PreparedData:
     """Read, render and account for every row.
 
     A row of more than ``max_length`` tokens is cut there if a learnt token is left before the cut, and
     dropped if not. ``progress`` is called with the number of instances done. ``rendering`` takes the place of
-    conversations in ``template``, for other bases and for heads.
+    conversations in ``template``, for other bases and for heads. ``preferences``: "chosen" learns the chosen answers of
+    preference rows, without the rejected ones.
 
     Raises:
         UserError: no row is left, or a larger share than ``max_dropped`` was dropped; it lists the reasons.
@@ -254,6 +257,10 @@ def prepare(
     rendering = rendering or Conversations(template, tokenizer, train_on, max_length)
     loaded = _loaded(data, prompt, answer, system, variables, split, limit)
     counts = loaded.counts
+    if preferences == "refuse":
+        refuse_preferences(loaded.items)
+    else:
+        loaded = replace(loaded, items=[item.chosen for item in loaded.items])
     result = PreparedData([], [], counts, loaded.format)
     seen: set[tuple[Message, ...]] = set()
     done = 0
@@ -306,6 +313,8 @@ def _check_counts(counts: RowCounts, max_dropped: float, max_length: int | None)
     advice = []
     if PROMPT_FILLS in counts.dropped:
         advice.append(f"Raise max_length (now {max_length}) as far as the base's context allows.")
+    if any("no place for tool" in reason for reason in counts.dropped):
+        advice.append("Use a base whose chat template has a place for tools, or give one: --chat-template FILE.jinja.")
     if counts.kept:
         share = dropped / max(counts.read, 1)
         what = f"{dropped:,} of {counts.read:,} rows ({share:.1%}) were dropped; allowed are {max_dropped:.1%}"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from graftlm.data.batches import EncodedRow
 from graftlm.data.instances import Instance
 from graftlm.data.jinja import CannotRender
-from graftlm.data.pieces import Piece, Rendered
+from graftlm.data.jinja_tools import refuse_special_tokens
+from graftlm.data.pieces import Piece, Rendered, special_texts
 from graftlm.data.templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -47,8 +48,10 @@ class Conversations:
     def rows(self, instances: Sequence[Instance], counts: RowCounts) -> Rows:
         kept: list[Instance] = []
         pieces: list[list[Piece]] = []
+        special = special_texts(self.tokenizer)
         for instance in instances:
             try:
+                refuse_special_tokens(instance.messages, special)
                 pieces.append(self.template.pieces(instance.messages, self.train_on))
             except CannotRender as error:
                 counts.drop(error.reason, instance.source, instance.row)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from graftlm.data.instances import Message, Role
+from graftlm.data.instances import TOOL_ROLES, Message, Role
 from graftlm.data.jinja import (
     CannotRender,
     jinja_layout,
@@ -23,7 +23,8 @@ from graftlm.data.jinja import (
     mapping_default,
     special_names,
 )
-from graftlm.data.pieces import Piece, Rendered, encode_pieces, move_spaces, tokenize
+from graftlm.data.jinja_tools import no_tools, refuse_special_tokens, tool_pieces
+from graftlm.data.pieces import Piece, Rendered, encode_pieces, move_spaces, special_texts, tokenize
 from graftlm.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -94,10 +95,12 @@ class ChatTemplate:
         Raises:
             CannotRender (a UserError): the template has no place for these messages.
         """
+        refuse_special_tokens(messages, special_texts(tokenizer))
         return self.encode([self.pieces(messages, train_on)], tokenizer)[0]
 
     def render_prompt(self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The ids up to where the assistant's next answer begins."""
+        refuse_special_tokens(messages, special_texts(tokenizer))
         return self.encode([self.prompt_pieces(messages)], tokenizer)[0].ids
 
     def encode(self, rows: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenizerBase) -> list[Rendered]:
@@ -137,7 +140,7 @@ class ChatTemplate:
 
     def prompt_pieces(self, messages: Sequence[Message]) -> list[Piece]:
         """What is tokenised of a prompt, piece by piece."""
-        if messages and messages[-1].role in ("assistant", "text"):
+        if messages and messages[-1].role in ("assistant", "text", "calls"):
             raise CannotRender("prompt ends with an answer", f"a prompt cannot end with a {messages[-1].role} message")
         return self._pieces([*messages, Message("assistant", "")], None)
 
@@ -153,6 +156,12 @@ class ChatTemplate:
         prompt = train_on is None
         if any(m.role == "text" for m in messages):
             return self._text_pieces(messages, learnt)
+        if any(m.role in TOOL_ROLES for m in messages):
+            if self.jinja is None:
+                raise no_tools(f"template '{self.name}'")
+            return move_spaces(tool_pieces(self.jinja, self.special, messages, learnt, prompt))
+        if messages[-1].role == "rejected":
+            raise CannotRender("rejected answer", "a rejected answer is no part of a conversation to learn from")
         if self.jinja is not None:
             return move_spaces(self._jinja_pieces(messages, learnt, prompt))
         contents = iter(messages)
@@ -242,8 +251,9 @@ def _turn_layout(
 def learnt_messages(messages: Sequence[Message], train_on: str | Sequence[str]) -> list[bool]:
     """Which messages are learnt: by role, unless the message says so itself."""
     if train_on == "last":
-        last = max((i for i, m in enumerate(messages) if m.role in ("assistant", "text")), default=-1)
-        by_role = [i == last for i in range(len(messages))]
+        last = max((i for i, m in enumerate(messages) if m.role in ("assistant", "text", "calls")), default=-1)
+        whole = last > 0 and messages[last].role == "calls" and messages[last - 1].role == "assistant"
+        by_role = [i == last or (whole and i == last - 1) for i in range(len(messages))]
     else:
         named = (train_on,) if isinstance(train_on, str) else tuple(train_on)
         for name in named:
@@ -253,8 +263,12 @@ def learnt_messages(messages: Sequence[Message], train_on: str | Sequence[str]) 
                     f"train_on '{name}' is unknown; allowed: {', '.join(TRAIN_ON)}, or roles",
                     hint=f"Did you mean '{guess}'?" if guess else None,
                 )
-        by_role = ["all" in named or m.role in named or m.role == "text" for m in messages]
+        by_role = ["all" in named or _spoken_by(m) in named or m.role == "text" for m in messages]
     return [m.train if m.train is not None else flag for m, flag in zip(messages, by_role, strict=True)]
+
+
+def _spoken_by(message: Message) -> str:
+    return "assistant" if message.role == "calls" else message.role
 
 
 #: Contents and nothing else, for bases that know no roles.

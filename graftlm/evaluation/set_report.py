@@ -119,7 +119,7 @@ def write_set_report(
     if not found.rows:
         raise UserError(f"{title}: there is no instance to show")
     counts = RowCounts()
-    encoded = list(rendering.rows(found.sample[:TOKENISED], counts))
+    encoded = list(rendering.rows([each.chosen for each in found.sample[:TOKENISED]], counts))
     shown = [
         ShownRow(_row_title(instance), token_texts(part, tokenizer)[:MOST_TOKENS], max(len(part.ids) - MOST_TOKENS, 0))
         for instance, row in encoded[:rows]

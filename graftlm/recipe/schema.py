@@ -150,6 +150,11 @@ class DataSet(_Values):
         0.05, ge=0, le=1, description="Largest share of rows that may be dropped before the run stops with an error."
     )
     drop_duplicates: bool = Field(False, description="Drop rows that are equal to an earlier one.")
+    preferences: Literal["refuse", "chosen"] = Field(
+        "refuse",
+        description="What becomes of preference rows: an error, or their chosen answers are learnt and the rejected left "
+        "out.",
+    )
     held_out: HeldOut | None = Field(
         None,
         description="Rows kept for evaluation: a share below 1 (0.1) or a number of rows (50); 0 is none. Left out: "
@@ -193,7 +198,7 @@ class DataSet(_Values):
     def reading(self) -> dict[str, Any]:
         """The keyword arguments of :func:`graftlm.data.prepare.prepare`; ``max_length`` may be None."""
         keys = ("prompt", "answer", "system", "variables", "split", "max_length", "train_on", "max_dropped")
-        chosen = {key: getattr(self, key) for key in (*keys, "drop_duplicates")}
+        chosen = {key: getattr(self, key) for key in (*keys, "drop_duplicates", "preferences")}
         return {**chosen, "limit": self.max_rows}
 
 

@@ -146,7 +146,7 @@ def _prepare(
     head: HeadSettings | None,
 ) -> SplitData:
     """Render, cut and split one data set."""
-    keys = ("max_dropped", "drop_duplicates")
+    keys = ("max_dropped", "drop_duplicates", "preferences")
     settings = {key: value for key, value in data_set.reading().items() if key in keys}
     settings["max_length"] = _max_length(name, data_set, model)
     with part_of("data set", name):

@@ -102,7 +102,7 @@ def chat(*roles):
         (chat("user", "user", "assistant"), "roles out of order (user where assistant is due)"),
         (chat("user", "system"), "roles out of order (system where assistant is due)"),
         (chat("user"), "conversation ends without an answer"),
-        (chat("user", "tool"), "tool turn ('tool') is not supported"),
+        (chat("user", "tool"), "a tool's result without its call"),
         (chat("user", "wizard"), "unknown role 'wizard'"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a turn holds more than text"),
         ({"text": " "}, "empty text"),
@@ -118,7 +118,7 @@ def test_rows_that_cannot_be_learnt(row, reason):
     ("row", "kind"),
     [
         ({"jinja": "{{x}}", "name": "n"}, "prompt templates"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference pairs"),
+        ({"prompt": "q", "chosen": "a"}, "halves of preference pairs"),
         ({"messages": [{"role": "user", "content": "q"}], "label": True}, "preference judgements"),
         ({"instruction": "q", "output": ["a", "b"]}, "ranked answers"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graftlm.data.prepare import prepare
+from graftlm.data.prepare import load_instances, prepare
 from graftlm.data.templates import resolve_chat_template
 from graftlm.errors import UserError
 
@@ -41,9 +41,6 @@ def test_all_of_p3(real_data, tiny):
     ("name", "kind"),
     [
         ("instructions/promptsource_templates.jsonl.gz", "prompt templates"),
-        ("preferences/dpo_en.json", "preference pairs"),
-        ("preferences/dpo_zh.json", "preference pairs"),
-        ("preferences/hh_rlhf_harmless.jsonl.gz", "preference pairs"),
         ("preferences/kto_en.json", "preference judgements"),
         ("preferences/oasst_ranked_zh.json", "ranked answers"),
         ("preferences/finegrained_rlhf_qa.json.gz", "preference judgements"),
@@ -52,3 +49,15 @@ def test_all_of_p3(real_data, tiny):
 def test_refused(real_data, tiny, name, kind):
     with pytest.raises(UserError, match=f"these are {kind}"):
         prepare(real_data / name, resolve_chat_template("auto", tiny), tiny)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "dropped"),
+    [("dpo_en.json", 299, 0), ("dpo_zh.json", 300, 0), ("hh_rlhf_harmless.jsonl.gz", 2299, 13)],
+)
+def test_preference_rows(real_data, tiny, name, kept, dropped):
+    loaded = load_instances(real_data / "preferences" / name)
+    assert all(instance.rejected is not None for instance in loaded.items)
+    assert (len(loaded.items), sum(loaded.counts.dropped.values())) == (kept, dropped)
+    with pytest.raises(UserError, match="a preference row"):
+        prepare(loaded, resolve_chat_template("auto", tiny), tiny)

@@ -118,7 +118,7 @@ def test_unknown_keys_at_all_levels():
         "line 2, bse: unknown key; did you mean 'base'?",
         "line 3, data.r.max_lenght: unknown key; did you mean 'max_length'?",
         "line 3, data.r.qqq: unknown key; there are: path, prompt, answer, system, variables, split, max_rows,"
-        " max_length, train_on, max_dropped, drop_duplicates, held_out, held_out_path, held_out_split",
+        " max_length, train_on, max_dropped, drop_duplicates, preferences, held_out, held_out_path, held_out_split",
         "line 4, adapters.a.rnk: unknown key; did you mean 'rank'?",
         "line 4, adapters.a.learning_rte: unknown key; did you mean 'learning_rate'?",
         "line 5, training.epoch: unknown key; did you mean 'epochs'?",
