@@ -56,7 +56,9 @@ CONTENDERS = {
 }
 
 
-def generate(path: Path, rows: int, *, most_bytes: int | None = None) -> int:
+def generate(
+    path: Path, rows: int, *, most_bytes: int | None = None, words_a_row: tuple[int, int] | None = None
+) -> int:
     """Write labelled rows of words drawn from the demo's data; gives how many."""
     words = [
         word
@@ -68,7 +70,7 @@ def generate(path: Path, rows: int, *, most_bytes: int | None = None) -> int:
     written = size = 0
     with path.open("w", encoding="utf-8") as file:
         while written < rows and (most_bytes is None or size < most_bytes):
-            least, most = LONG_WORDS if rng.random() < LONG else WORDS
+            least, most = words_a_row or (LONG_WORDS if rng.random() < LONG else WORDS)
             text = " ".join(rng.choices(words, k=rng.randint(least, most)))
             size += file.write(json.dumps({"text": text, "label": rng.choice(("pos", "neg"))}) + "\n")
             written += 1
@@ -118,7 +120,7 @@ def compare(options: argparse.Namespace) -> int:
 
 RECIPE = """\
 sources: {rows: {path: rows.jsonl, template: sentiment}}
-filters: {max_prompt: 120, contradictions: CONTRADICTIONS}
+filters: {min_prompt: 3, contradictions: CONTRADICTIONS}
 splits: {test: 0.05}
 """
 
@@ -132,7 +134,7 @@ def build_memory(options: argparse.Namespace) -> int:
     for rows, most_bytes in sizes:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             data, recipe = Path(folder) / "rows.jsonl", Path(folder) / "recipe.yaml"
-            number = generate(data, rows, most_bytes=most_bytes)
+            number = generate(data, rows, most_bytes=most_bytes, words_a_row=options.words and tuple(options.words))
             recipe.write_text(RECIPE.replace("CONTRADICTIONS", str(options.contradictions).lower()), encoding="utf-8")
             command = [sys.executable, "-m", "graftlm", "data", "build", str(recipe), "--out", f"{folder}/set"]
             environment = {**os.environ, "TMPDIR": folder, "PYTHONPATH": str(REPOSITORY)}
@@ -178,6 +180,7 @@ def parse() -> argparse.Namespace:
         "--memory", type=int, nargs="+", default=[], metavar="ROWS", help="measure builds of these sizes"
     )
     parser.add_argument("--gigabytes", type=float, help="and of a source of so many gigabytes")
+    parser.add_argument("--words", type=int, nargs=2, help="fewest and most words of the rows of --memory, --gigabytes")
     parser.add_argument("--contradictions", action="store_true", help="with the filter that looks at all rows first")
     parser.add_argument("--folder", type=Path, help="where sources and sets are written meanwhile")
     return parser.parse_args()

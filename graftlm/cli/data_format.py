@@ -73,8 +73,8 @@ def format_command(
     from graftlm.cli.data_promptsource import format_promptsource
     from graftlm.data.formatting import SAMPLE, FormatSettings, asked, demonstration_pool, format_rows
     from graftlm.data.prepare import RowCounts
-    from graftlm.data.readers import read_rows
-    from graftlm.data.task_fields import choose_columns, columns_of, expand_row, join_rows
+    from graftlm.data.readers import find_sources, read_rows
+    from graftlm.data.task_fields import Columns, choose_columns, columns_of, expand_row, join_rows, same_columns
     from graftlm.data.task_template import load_task_template
 
     check_out(out)
@@ -102,8 +102,17 @@ def format_command(
         found = read_rows(path, split=of)
         return join_rows(found, read_rows(join), join_on) if join is not None else found
 
-    sample = [part for _, row in islice(rows(file, split), SAMPLE) for part in expand_row(row)]
-    columns = choose_columns(columns_of(sample), task, _pairs("column", column), source=file)
+    def first_rows(path: str, of: str | None = None) -> list[dict[str, Any]]:
+        return [part for _, row in islice(rows(path, of), SAMPLE) for part in expand_row(row)]
+
+    def columns_in(path: str, of: str | None = None) -> Columns:
+        return choose_columns(columns_of(first_rows(path, of)), task, _pairs("column", column), source=path)
+
+    sources = find_sources(file)  # of a folder, each file has columns of its own
+    sources = [file] if len(sources) == 1 else sources
+    chosen = {name: columns_in(name, split) for name in sources}
+    sample = [row for name in sources for row in first_rows(name, split)]
+    columns = chosen[sources[0]]
     settings = FormatSettings(
         language=language,
         demonstrations=_range(demonstrations),
@@ -118,7 +127,12 @@ def format_command(
         source=file,
     )
     settings.check(task)
-    console.print(f"{file} as {task.name} ({task.family}): {'; '.join(columns.lines())}", markup=False, soft_wrap=True)
+    told: dict[str, str] = {}  # by columns, the first file with them
+    for name, each in chosen.items():
+        told.setdefault("; ".join(each.lines()), name)
+    for listed, name in told.items():
+        shown = file if len(told) == 1 else name
+        console.print(f"{shown} as {task.name} ({task.family}): {listed}", markup=False, soft_wrap=True)
     pool = None
     if settings.demonstrations[1]:
         name = _held_out_name(file, split, sample)
@@ -128,16 +142,28 @@ def format_command(
                     f"{file}: these look like held-out rows ('{name}'), which must not be demonstrations",
                     hint="Name the training rows: --split-file train.jsonl",
                 )
-            pool = demonstration_pool(rows(file, split), task, settings, seed)
+            whole = replace(settings, columns=same_columns(chosen, task))
+            pool = demonstration_pool(rows(file, split), task, whole, seed)
         else:
-            first = [part for _, row in islice(rows(split_file), SAMPLE) for part in expand_row(row)]
-            theirs = choose_columns(columns_of(first), task, _pairs("column", column), source=split_file)
+            theirs = same_columns({name: columns_in(name) for name in find_sources(split_file)}, task)
             known = replace(settings, columns=theirs, source=split_file)
-            barred = asked(rows(file, split), task, settings) if name else set()
-            pool = demonstration_pool(rows(split_file), task, known, seed, held_out=barred)
+            barred: set[bytes] = set()
+            for source in sources if name else ():
+                barred |= asked(rows(source, split), task, replace(settings, columns=chosen[source]))
+            unread = RowCounts()
+            pool = demonstration_pool(rows(split_file), task, known, seed, held_out=barred, counts=unread)
+            for reason, number in unread.dropped.items():
+                places = ", ".join(unread.examples[reason][:3])
+                line = f"no demonstration of {number:,}: {reason} ({places})"
+                console.print(line, markup=False, soft_wrap=True)
         _print_pool(pool, split_file or file)
     counts = RowCounts()
-    instances = format_rows(rows(file, split), task, settings, seed, pool=pool, counts=counts)
+    instances = chain.from_iterable(
+        format_rows(
+            rows(name, split), task, replace(settings, columns=each, source=name), seed, pool=pool, counts=counts
+        )
+        for name, each in chosen.items()
+    )
     others = [path for path in (split_file, join) if path is not None]
     write_instances(out, instances, file, licence, counts, split=settings.split, others=others)
     print_counts(counts, out)

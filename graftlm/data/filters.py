@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy
+
 from graftlm.data.collecting.language import UNKNOWN, detect
+from graftlm.data.hashes import Hashes
 from graftlm.data.instances import Instance
 from graftlm.data.mixing import Spool, row_key
 from graftlm.data.sets import SetCard
@@ -216,14 +220,11 @@ class Duplicates:
     remembers = True
 
     def __init__(self) -> None:
-        self.seen: set[int] = set()
+        self.seen = Hashes()
 
     def judge(self, task: str, instance: Instance) -> str | None:
         key = _hash(*(text for message in instance.messages for text in (message.role, message.content)))
-        if key in self.seen:
-            return "exact duplicate"
-        self.seen.add(key)
-        return None
+        return None if self.seen.add(key) else "exact duplicate"
 
 
 class NearDuplicates:
@@ -277,15 +278,18 @@ class Contradictions:
     """Instances with one prompt and different answers: all of them are removed."""
 
     def __init__(self) -> None:
-        self.answers: dict[int, int] = {}
-        self.bad: set[int] = set()
+        self.prompts, self.answers = array("Q"), array("Q")  # hashes of all: 16 bytes an instance
+        self.bad: set[int] | None = None
 
     def look(self, task: str, instance: Instance) -> None:
-        prompt, answer = _hash(prompt_of(instance)), _hash(answer_of(instance))
-        if prompt_of(instance) and self.answers.setdefault(prompt, answer) != answer:
-            self.bad.add(prompt)
+        if prompt := prompt_of(instance):
+            self.prompts.append(_hash(prompt))
+            self.answers.append(_hash(answer_of(instance)))
 
     def judge(self, task: str, instance: Instance) -> str | None:
+        if self.bad is None:
+            self.bad = _several(self.prompts, self.answers)
+            self.prompts, self.answers = array("Q"), array("Q")
         return "same input, other answer" if _hash(prompt_of(instance)) in self.bad else None
 
 
@@ -384,6 +388,16 @@ class Contamination:
             yield run
             run = []
         yield run
+
+
+def _several(prompts: array[int], answers: array[int]) -> set[int]:
+    """The prompts that have more than one answer."""
+    prompt, answer = numpy.frombuffer(prompts, numpy.uint64), numpy.frombuffer(answers, numpy.uint64)
+    order = numpy.argsort(prompt)
+    prompt, answer = prompt[order], answer[order]
+    same = prompt[1:] == prompt[:-1]  # neighbours with one prompt: if its answers differ, two neighbours' do
+    found: list[int] = numpy.unique(prompt[1:][same & (answer[1:] != answer[:-1])]).tolist()
+    return set(found)
 
 
 def texts_of(row: Any) -> Iterator[str]:

@@ -132,24 +132,30 @@ def demonstration_pool(
     *,
     most: int = POOL,
     held_out: Collection[bytes] = (),
+    counts: RowCounts | None = None,
 ) -> Demonstrations:
     """The training rows to draw from: at most ``most`` of a label, chosen by hash and so whatever their order.
 
     Rows whose column ``split`` says otherwise than "train" are left out, and so is a training row that asks the same
-    as one of them, or what is in ``held_out`` (of :func:`asked`). Rows that cannot be read are left out too.
+    as one of them, or what is in ``held_out`` (of :func:`asked`). Rows that cannot be read are left out too, and
+    counted by reason.
     """
+    counts = counts if counts is not None else RowCounts()
     barred = set(held_out)
     heaps: dict[str | None, list[tuple[int, bytes, Fields]]] = {}
     kept: set[bytes] = set()
     reader, rows = _reader(rows, template, settings)
-    for row in chain.from_iterable(expand_row(whole) for _, whole in rows):
+    for number, row in ((number, part) for number, whole in rows for part in expand_row(whole)):
         if not is_training(row):
             barred.update(reader.keys(row))
             continue
+        counts.read += 1
         try:
             fields = reader.read(row)
-        except RowProblem:
+        except RowProblem as problem:
+            counts.drop(problem.reason, settings.source, number)
             continue
+        counts.kept += 1
         if fields.identity in kept:
             continue
         entry = (-int.from_bytes(_hash(seed, "pool", fields.identity), "big"), fields.identity, fields)

@@ -11,6 +11,7 @@ import marshal
 import math
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -198,7 +199,8 @@ class Taken:
 class Sampler:
     """Collects a stream of instances by task, then gives the mixture in an order drawn by the seed.
 
-    ``size`` measures an instance in the unit of the mixture: 1 for rows, or its tokens.
+    ``size`` measures an instance in the unit of the mixture, such as its tokens (16 bytes are kept for each then);
+    None counts rows, and keeps nothing.
     """
 
     def __init__(
@@ -206,7 +208,7 @@ class Sampler:
         mixture: Mixture,
         *,
         seed: int = 0,
-        size: Callable[[Instance], int] = lambda _: 1,
+        size: Callable[[Instance], int] | None = None,
         folder: Path | None = None,
     ) -> None:
         self.mixture = mixture
@@ -214,6 +216,7 @@ class Sampler:
         self.size = size
         self.spool = Spool(folder)
         self.folder = folder
+        self.counts: Counter[str] = Counter()
         self.keys: dict[str, array[int]] = {}
         self.sizes: dict[str, array[int]] = {}
 
@@ -227,12 +230,14 @@ class Sampler:
         """One more instance of a task."""
         key = row_key(instance, self.seed)
         self.spool.add(key, task, instance)
-        self.keys.setdefault(task, array("Q")).append(key)
-        self.sizes.setdefault(task, array("Q")).append(self.size(instance))
+        self.counts[task] += 1
+        if self.size is not None:
+            self.keys.setdefault(task, array("Q")).append(key)
+            self.sizes.setdefault(task, array("Q")).append(self.size(instance))
 
     def rows(self, task: str) -> int:
         """How many instances of a task there are."""
-        return len(self.keys[task])
+        return self.counts[task]
 
     def plan(self) -> dict[str, Taken]:
         """What is taken of every task.
@@ -240,7 +245,9 @@ class Sampler:
         Raises:
             UserError: the mixture does not fit the tasks, or takes nothing.
         """
-        counts = {task: sum(self.sizes[task]) for task in sorted(self.sizes)}
+        counts = {
+            task: self.counts[task] if self.size is None else sum(self.sizes[task]) for task in sorted(self.counts)
+        }
         quotas = self.mixture.quotas(counts)
         taken = {task: Taken(counts[task], quotas[task], self._fitting(task, quotas[task])) for task in counts}
         if counts and not any(each.rows for each in taken.values()):
@@ -265,6 +272,8 @@ class Sampler:
 
     def _fitting(self, task: str, quota: int) -> int:
         """How many rows, repeats counted, fit the quota when they are taken in the order of their keys."""
+        if self.size is None:
+            return quota
         order = numpy.argsort(numpy.frombuffer(self.keys[task], numpy.uint64), kind="stable")
         sums = numpy.cumsum(numpy.frombuffer(self.sizes[task], numpy.uint64)[order])
         rounds, left = divmod(quota, max(int(sums[-1]), 1))
@@ -272,7 +281,7 @@ class Sampler:
 
     def _copies(self, task: str, rows: int) -> Iterator[int]:
         """How often each row is taken, in the order of the keys."""
-        total = len(self.keys[task])
+        total = self.counts[task]
         rounds, left = divmod(rows, total)
         return (rounds + (place < left) for place in range(total))
 

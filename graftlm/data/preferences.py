@@ -62,6 +62,6 @@ def refuse_preferences(instances: Sequence[Instance]) -> None:
         raise UserError(
             f"{found[0].source}, row {found[0].row}: a preference row, with a chosen and a rejected answer, and there are"
             f" {len(found):,} of them; instruction tuning learns single answers",
-            hint="To learn the chosen answers and leave the rejected ones out, say preferences: chosen for the data set, in a"
+            hint="To learn the chosen answers without the rejected ones, say preferences: chosen for the data set in a"
             " recipe.",
         )

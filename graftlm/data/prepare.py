@@ -36,7 +36,7 @@ class RowCounts:
     """An account of instances: ``read`` = ``kept`` + all ``dropped``. ``rows`` of the file may hold several.
 
     ``truncated`` and ``dropped`` count by reason, ``examples`` gives some places ("file:row") of each reason.
-    ``duplicates`` are kept rows that are equal to an earlier one.
+    ``duplicates`` are kept rows that are equal to an earlier one; ``unused`` are rows no demonstration was made of.
     """
 
     rows: int = 0
@@ -47,6 +47,7 @@ class RowCounts:
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     unfilled: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, source: str, row: int) -> None:
         self._count(self.dropped, reason, source, row)

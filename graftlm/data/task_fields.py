@@ -112,6 +112,27 @@ def choose_columns(
     return Columns({field: column for field, column in found.items() if column is not None}, options)
 
 
+def same_columns(chosen: Mapping[str, Columns], template: TaskTemplate) -> Columns:
+    """The one choice of columns of several files that are read as one.
+
+    Raises:
+        UserError: two files have different ones, with the difference.
+    """
+    (first, columns), *others = chosen.items()
+    for name, theirs in others:
+        if theirs == columns:
+            continue
+        fields = [field for field in template.columns if theirs.fields.get(field) != columns.fields.get(field)]
+        pairs = [(field, columns.fields.get(field), theirs.fields.get(field)) for field in fields]
+        pairs += [("options", ", ".join(columns.options), ", ".join(theirs.options))] if not fields else []
+        told = "; ".join(f"{field} ← {one or 'nothing'} and {other or 'nothing'}" for field, one, other in pairs)
+        raise UserError(
+            f"{first} and {name} have different columns for '{template.name}': {told}",
+            hint="Give the files one by one, or columns with the same names.",
+        )
+    return columns
+
+
 def _unclear(
     present: Sequence[str],
     template: TaskTemplate,

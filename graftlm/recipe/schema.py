@@ -152,8 +152,8 @@ class DataSet(_Values):
     drop_duplicates: bool = Field(False, description="Drop rows that are equal to an earlier one.")
     preferences: Literal["refuse", "chosen"] = Field(
         "refuse",
-        description="What becomes of preference rows: an error, or their chosen answers are learnt and the rejected left "
-        "out.",
+        description="What becomes of preference rows: an error, or their chosen answers are learnt without the "
+        "rejected ones.",
     )
     held_out: HeldOut | None = Field(
         None,

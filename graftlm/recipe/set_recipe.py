@@ -42,6 +42,9 @@ class SourceKeys(_Keys):
         None, description="Split of a set, or by the column split of labelled rows with a template. Left out: train."
     )
     max_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="Read so many rows of each file at most.")
+    max_dropped: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Largest share of rows that may be of no use before the build stops. Left out: any."
+    )
     prompt: Pattern | None = Field(None, description="Pattern of the prompt over the columns: 'Review: {text}'.")
     answer: Pattern | None = Field(None, description="Pattern of the answer: '{label}'.")
     system: Pattern | None = Field(None, description="Pattern of the system message.")

@@ -156,10 +156,10 @@ def _task(keys: MixtureKeys, name: str, instance: Instance) -> str:
     return name if keys.by == "source" else getattr(instance.provenance, keys.by) or "(not stated)"
 
 
-def _size(keys: MixtureKeys) -> Callable[[Instance], int]:
-    """What an instance counts for: 1, or the tokens of its messages."""
+def _size(keys: MixtureKeys) -> Callable[[Instance], int] | None:
+    """What an instance counts for: one row (None), or the tokens of its messages."""
     if keys.unit == "rows":
-        return lambda _: 1
+        return None
     from graftlm.base.loading import load_tokenizer
 
     tokenizer = load_tokenizer(keys.tokenizer)
@@ -171,6 +171,8 @@ def _size(keys: MixtureKeys) -> Callable[[Instance], int]:
 def _account(card: SetCard, read: dict[str, RowCounts], sampler: Sampler, folder: Path) -> None:
     """Add to what the filters removed what the readers dropped and what the mixture leaves."""
     card.notes["read"] = {name: {"rows": counts.rows, "instances": counts.read} for name, counts in read.items()}
+    if unused := {name: counts.unused for name, counts in read.items() if counts.unused}:
+        card.notes["no demonstration of"] = unused
     for counts in read.values():
         for reason, number in counts.dropped.items():
             card.dropped[reason] = card.dropped.get(reason, 0) + number

@@ -106,9 +106,27 @@ def read_sources(recipe: SetRecipe, folder: Path, read: dict[str, RowCounts]) ->
                     yield name, instance if origin == instance.provenance else replace(instance, provenance=origin)
             except UserError as error:
                 raise UserError(f"source '{name}': {error.message}", hint=error.hint) from error
+        _check_dropped(name, source, read[name])
         if empty:
             reasons = "; ".join(f"{number:,} {reason}" for reason, number in read[name].dropped.items())
             raise UserError(f"source '{name}': none of its {read[name].rows:,} rows gives an instance: {reasons}")
+
+
+def _check_dropped(name: str, source: SourceKeys, counts: RowCounts) -> None:
+    """Raises UserError if more of a source is dropped than it may; rows of other splits are not meant."""
+    lost = {reason: number for reason, number in counts.dropped.items() if not reason.startswith("of another split")}
+    total = counts.read - (sum(counts.dropped.values()) - sum(lost.values()))
+    if source.max_dropped is None or sum(lost.values()) <= source.max_dropped * total:
+        return
+    reasons = [
+        f"  {number:,} × {reason}, for example {', '.join(counts.examples[reason][:3])}"
+        for reason, number in sorted(lost.items(), key=lambda item: -item[1])
+    ]
+    share = sum(lost.values()) / max(total, 1)
+    what = f"source '{name}': {sum(lost.values()):,} of {total:,} rows ({share:.1%}) cannot be used; allowed are"
+    raise UserError(
+        "\n".join([f"{what} {source.max_dropped:.1%}:", *reasons]), hint="Mend the rows, or allow more: max_dropped."
+    )
 
 
 def _origin(own: Provenance, source: SourceKeys) -> Provenance:
@@ -173,8 +191,8 @@ def _formatted(
     source: SourceKeys, file: str, folder: Path, seed: int, files: list[str], counts: RowCounts
 ) -> Iterator[Instance]:
     """Labelled rows as the template words them."""
-    from graftlm.data.formatting import FormatSettings, demonstration_pool, format_rows
-    from graftlm.data.task_fields import choose_columns, columns_of, expand_row
+    from graftlm.data.formatting import SAMPLE, FormatSettings, demonstration_pool, format_rows
+    from graftlm.data.task_fields import Columns, choose_columns, columns_of, expand_row, same_columns
     from graftlm.data.task_template import load_task_template
 
     assert source.template is not None
@@ -184,7 +202,13 @@ def _formatted(
     def rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         return islice(read_rows(path), source.max_rows)
 
-    sample = [part for _, row in islice(rows(file), 20) for part in expand_row(row)]
+    def first_rows(path: str) -> list[dict[str, Any]]:
+        return [part for _, row in islice(rows(path), SAMPLE) for part in expand_row(row)]
+
+    def columns_in(path: str) -> Columns:
+        return choose_columns(columns_of(first_rows(path)), template, source.columns, source=shown(path, folder))
+
+    sample = first_rows(file)
     settings = FormatSettings(
         language=source.language or "en",
         demonstrations=source.demonstrations,
@@ -192,7 +216,7 @@ def _formatted(
         all_descriptions=source.all_descriptions,
         descriptions=source.descriptions,
         inverted=source.inverted,
-        columns=choose_columns(columns_of(sample), template, source.columns, source=shown(file, folder)),
+        columns=columns_in(file),
         spellings=source.labels,
         split=source.split or ("train" if any("split" in part for part in sample) else None),
         licence=source.licence,
@@ -201,5 +225,11 @@ def _formatted(
     pool = None
     if source.demonstrations[1]:
         training = [f for path in source.demonstrations_from for f in files_of(path, folder, path)] or files
-        pool = demonstration_pool(chain.from_iterable(map(rows, training)), template, settings, seed)
+        columns = same_columns({shown(path, folder): columns_in(path) for path in training}, template)
+        theirs = replace(settings, columns=columns, source=" and ".join(shown(path, folder) for path in training))
+        known = chain.from_iterable(map(rows, training))
+        unread = RowCounts()
+        pool = demonstration_pool(known, template, theirs, seed, counts=unread)
+        if source.demonstrations_from:  # rows of the source itself are in its own account
+            counts.unused = unread.dropped
     yield from format_rows(rows(file), template, settings, seed, pool=pool, counts=counts)

@@ -178,3 +178,30 @@ def test_some_of_the_descriptions(cli: Cli, tmp_path: Path):
     assert [row["template"] for row in lines(tmp_path / "out.jsonl")] == ["sentiment/1", "sentiment/7"] * 12
     assert "'sentiment' has no description 8 in 'en'; there are 1 to 7" in cli(*given, "8").err
     assert "expected numbers, such as 1,3,5" in cli(*given, "1-3").err
+
+
+def test_files_of_a_folder_have_columns_of_their_own(cli: Cli, tmp_path: Path):
+    (tmp_path / "films").mkdir()
+    save(tmp_path / "films" / "a.jsonl", MOODS)
+    save(tmp_path / "films" / "b.jsonl", [{"review": row["text"], "label": row["label"]} for row in MOODS[:3]])
+    arguments = ("data", "format", "films", "--template", "sentiment", "--out", "out.jsonl")
+    ended = cli(*arguments)
+    assert "films/a.jsonl as sentiment (sentiment): text ← text; label ← label\n" in ended.out
+    assert "films/b.jsonl as sentiment (sentiment): text ← review; label ← label\n" in ended.out
+    assert "out.jsonl: 15 instances of 15 rows\n" in ended.out
+    places = [(Path(row["source"]).name, row["row"]) for row in lines(tmp_path / "out.jsonl")]
+    assert places == [("a.jsonl", n) for n in range(1, 13)] + [("b.jsonl", n) for n in range(1, 4)]
+    ended = cli(*arguments, "--demonstrations", 2)
+    assert ended.code == 2
+    assert "have different columns for 'sentiment': text ← text and review" in ended.err
+
+
+def test_rows_that_are_no_demonstrations_are_counted(cli: Cli, tmp_path: Path):
+    save(tmp_path / "test.jsonl", MOODS[:2])
+    save(tmp_path / "train.jsonl", [*MOODS, {"text": "?", "label": "mixed"}, {"text": "", "label": "pos"}])
+    ended = cli(
+        *("data", "format", "test.jsonl", "--template", "sentiment", "--out", "out.jsonl", "--demonstrations", 2),
+        *("--split-file", "train.jsonl"),
+    )
+    assert "no demonstration of 1: label 'mixed' is not in the template's list (train.jsonl:13)\n" in ended.out
+    assert "no demonstration of 1: nothing in column 'text' (train.jsonl:14)\n" in ended.out

@@ -209,3 +209,23 @@ def test_descriptions_may_be_chosen(folder, tmp_path):
     assert build(text % ", all_descriptions: true", folder, tmp_path / "two").rows == 80
     with pytest.raises(UserError, match=r"no description 8 in 'zh'|no description 5 in 'xx'|1 to 5"):
         build(text.replace("5]", "8], language: zh") % "", folder, tmp_path / "three")
+
+
+def test_a_source_may_lose_no_more_than_it_says(folder, tmp_path):
+    write(folder / "moods.jsonl", [{"text": f"t {n}", "label": "pos" if n else "odd"} for n in range(10)])
+    text = "sources: {moods: {path: moods.jsonl, template: sentiment, max_dropped: %s}}\n"
+    with pytest.raises(UserError, match=r"'moods': 1 of 10 rows \(10.0%\) cannot be used; allowed are 5.0%") as caught:
+        build(text % 0.05, folder, tmp_path / "set")
+    assert "1 × label 'odd' is not in the template's list, for example" in caught.value.message
+    assert not (tmp_path / "set").exists()
+    assert build(text % 0.1, folder, tmp_path / "set").rows == 9
+
+
+def test_rows_that_are_no_demonstrations_are_in_the_card(folder, tmp_path):
+    write(folder / "train.jsonl", [{"text": f"t {n}", "label": "pos" if n else "odd"} for n in range(10)])
+    text = "sources: {films: {path: reviews.jsonl, template: sentiment, demonstrations: [1, 2], %s}}\n"
+    card = build(text % "demonstrations_from: train.jsonl", folder, tmp_path / "set")
+    assert card.notes["no demonstration of"] == {"films": {"label 'odd' is not in the template's list": 1}}
+    write(folder / "more.jsonl", [{"review": "t", "label": "pos"}])
+    with pytest.raises(UserError, match="different columns for 'sentiment': text ← text and review"):
+        build(text % "demonstrations_from: [train.jsonl, more.jsonl]", folder, tmp_path / "other")
