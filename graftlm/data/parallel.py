@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from graftlm.errors import UserError
@@ -47,8 +47,10 @@ def in_chunks(
         UserError: what the stream or the work raises, or a process ended from outside (for want of memory).
     """
     items = iter(stream)
-    chunks = iter(lambda: list(islice(items, chunk)), [])
-    if processes < 2 or sys.platform != "linux":
+    chunks: Iterator[list[Item]] = iter(lambda: list(islice(items, chunk)), [])
+    first = list(islice(chunks, 2))
+    chunks = chain(first, chunks)
+    if processes < 2 or len(first) < 2 or sys.platform != "linux":
         yield from map(work, chunks)
         return
     context = multiprocessing.get_context("fork")

@@ -37,8 +37,9 @@ class Rendered:
 class Piece:
     """Text that is tokenised on its own.
 
-    Special tokens are parsed in template text only, and in the tool calls that a template writes (``calls``). ``learn`` is "all", "no", or "stop": through the
-    first special token; where there is none and the piece is the last, an end-of-sequence token is added.
+    Special tokens are parsed in template text only, and in the tool calls that a template writes (``calls``).
+    ``learn`` is "all", "no", or "stop": through the first special token; where there is none and the piece is the last,
+    an end-of-sequence token is added.
     ``ids``: tokens that have no text (virtual ones).
     """
 

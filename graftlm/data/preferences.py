@@ -60,7 +60,7 @@ def refuse_preferences(instances: Sequence[Instance]) -> None:
     found = [instance for instance in instances if instance.rejected is not None]
     if found:
         raise UserError(
-            f"{found[0].source}, row {found[0].row}: a preference row, with a chosen and a rejected answer, and there are"
+            f"{found[0].source}, row {found[0].row}: a preference row, with a chosen and a rejected answer; there are"
             f" {len(found):,} of them; instruction tuning learns single answers",
             hint="To learn the chosen answers without the rejected ones, say preferences: chosen for the data set in a"
             " recipe.",

@@ -16,20 +16,24 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import blake2b, file_digest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from graftlm.data.collecting.demonstrations import check_place, write_sheet
-from graftlm.data.collecting.duplicates import Kept
+from graftlm.data.collecting.duplicates import Kept, Prompt, band_rows
 from graftlm.data.collecting.folder import SPLITS, TABLE, prompt_id
 from graftlm.data.collecting.language import detect
 from graftlm.data.collecting.logs import Columns, consent_problem, find_logs, read_log, user_of, with_columns
 from graftlm.data.collecting.personal import remove
 from graftlm.data.collecting.use_cases import use_case
+from graftlm.data.parallel import in_chunks, processes_here
 from graftlm.data.readers import Row
 from graftlm.errors import UserError
 
+CHUNK = 200  # rows that a process is given at once
 EXAMPLES = 5  # places kept for each reason
 _PLACEHOLDERS = re.compile(r"<[A-Z]+>")
 Progress = Callable[[int], None]
@@ -115,11 +119,13 @@ def collect(
     demonstrations: str | Path | None = None,
     most_demonstrations: int | None = None,
     progress: Progress | None = None,
+    processes: int | None = None,
 ) -> Report:
     """Collect prompts of query logs into the folder ``out``: the splits as JSONL, use_cases.csv and report.json.
 
     ``corrections`` are use cases by prompt id that win over the rules; ``demonstrations`` is a file to write for people
     to fill in, with at most ``most_demonstrations`` prompts; ``progress`` is told how many rows have been read.
+    ``processes`` look at rows at the same time (None: one for each core); the result does not depend on it.
 
     Raises:
         UserError: a log cannot be read, or lacks a column of prompts, users or consent.
@@ -128,6 +134,7 @@ def collect(
     if demonstrations is not None:
         check_place(Path(demonstrations))
     salt = settings.salt or secrets.token_bytes(32)
+    workers = processes_here() if processes is None else processes
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(settings={**asdict(settings), "salt": "given" if settings.salt else "drawn and forgotten"})
@@ -139,11 +146,12 @@ def collect(
                 columns, rows = with_columns(
                     read_log(path, table=settings.table), path, settings.prompt, settings.user, settings.consent
                 )
-                for number, row in rows:
+                look = partial(_look, columns=columns, settings=settings)
+                for looked in chain.from_iterable(in_chunks(look, rows, chunk=CHUNK, processes=workers)):
                     report.read += 1
-                    reason = _take(row, columns, path, number, settings, salt, store, report)
+                    reason = _take(looked, path, settings, salt, store, report)
                     if reason is not None:
-                        report.drop(reason, path, number)
+                        report.drop(reason, path, looked.number)
                     if progress is not None:
                         progress(report.read)
                 report.sources.append(_source(path, report.read - before, columns))
@@ -163,47 +171,72 @@ def _source(path: Path, rows: int, columns: Columns) -> dict[str, Any]:
     return {"file": path.name, "sha256": digest, "rows": rows, "columns": asdict(columns)}
 
 
-def _take(
-    row: Row, columns: Columns, path: Path, number: int, settings: Settings, salt: bytes, store: Kept, report: Report
-) -> str | None:
-    """Keep a row, or say why not."""
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What a row shows by itself: why it is of no use, or its prompt; ``removed`` counts personal data by kind."""
+
+    number: int
+    reason: str | None
+    removed: Counter[str]
+    user: str = ""
+    text: str = ""
+    prompt: Prompt | None = None
+    use_case: tuple[str, str] = ("", "")
+    language: str = ""
+
+
+def _look(rows: Sequence[tuple[int, Row]], columns: Columns, settings: Settings) -> list[_Looked]:
+    """All that can be said of rows without the others: most of the work, and any process may do it."""
+    accepted = frozenset(value.strip().lower() for value in settings.consent_values)
+    return [_look_at(row, number, columns, settings, accepted) for number, row in rows]
+
+
+def _look_at(row: Row, number: int, columns: Columns, settings: Settings, accepted: frozenset[str]) -> _Looked:
     user = user_of(row.get(columns.user))
     if user is None:
-        return "no user id"
-    accepted = frozenset(value.strip().lower() for value in settings.consent_values)
+        return _Looked(number, "no user id", Counter())
     problem = consent_problem(row.get(columns.consent), accepted)
     if problem is not None:
-        return problem
+        return _Looked(number, problem, Counter())
     text = row.get(columns.prompt)
     if not isinstance(text, str):
-        return "prompt is not text"
+        return _Looked(number, "prompt is not text", Counter())
     if not text.strip():
-        return "empty prompt"
+        return _Looked(number, "empty prompt", Counter())
     clean, removed = remove(text.strip())
-    report.personal.update(removed)
-    report.personal_prompts.update(dict.fromkeys(removed, 1))
     if not re.search(r"\w", _PLACEHOLDERS.sub("", clean)):
-        return "nothing but personal data or signs"
-    prompt = store.prompt(clean)
+        return _Looked(number, "nothing but personal data or signs", removed)
+    prompt = Prompt(clean, settings.prefix, band_rows(settings.similarity))
+    return _Looked(number, None, removed, user, clean, prompt, use_case(clean), detect(clean))
+
+
+def _take(looked: _Looked, path: Path, settings: Settings, salt: bytes, store: Kept, report: Report) -> str | None:
+    """Keep a row, or say why not."""
+    report.personal.update(looked.removed)
+    report.personal_prompts.update(dict.fromkeys(looked.removed, 1))
+    prompt = looked.prompt
+    if prompt is None:
+        return looked.reason
     duplicate = store.duplicate(prompt)
     if duplicate is not None:
         return duplicate
-    name = user_name(user, salt)
+    name = user_name(looked.user, salt)
     if store.of_user(name) >= settings.per_user:
         return "over the limit of this user"
-    case, rule = use_case(clean)
+    case, rule = looked.use_case
     record = {
-        "id": prompt_id(clean),
-        "prompt": clean,
+        "id": prompt_id(looked.text),
+        "prompt": looked.text,
         "user": name,
-        "language": detect(clean),
+        "language": looked.language,
         "use_case": case,
         "rule": rule,
-        "removed": dict(removed),
+        "removed": dict(looked.removed),
         "source": path.name,
-        "row": number,
+        "row": looked.number,
     }
-    store.add(prompt, name, split_of(user, settings.seed, settings.shares), json.dumps(record, ensure_ascii=False))
+    split = split_of(looked.user, settings.seed, settings.shares)
+    store.add(prompt, name, split, json.dumps(record, ensure_ascii=False))
     report.kept += 1
     return None
 

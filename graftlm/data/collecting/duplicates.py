@@ -52,6 +52,8 @@ def width(text: str) -> int:
 
 def beginning(text: str, length: int) -> str | None:
     """The first ``length`` letters of a normal text, or None if it is shorter."""
+    if not _WIDE.search(text):
+        return text[:length] if len(text) >= length else None
     seen = 0
     for place, sign in enumerate(text):
         seen += 3 if _WIDE.match(sign) else 1
@@ -64,6 +66,8 @@ def shingles(text: str) -> frozenset[str]:
     """The pieces of three signs of a normal text, two where they begin with a Chinese one."""
     if len(text) < 3:
         return frozenset((text,))
+    if not _WIDE.search(text):
+        return frozenset(text[i : i + 3] for i in range(len(text) - 2))
     pieces = (text[i : i + (2 if _WIDE.match(text[i]) else 3)] for i in range(len(text) - 1))
     return frozenset(piece for piece in pieces if len(piece) == 3 or _WIDE.match(piece))
 
@@ -121,10 +125,12 @@ class Kept:
             return "shares a long beginning"
         marks = ",".join("?" * len(prompt.bands))
         query = f"SELECT DISTINCT normal FROM bands JOIN prompts USING (number) WHERE band IN ({marks})"
+        own: frozenset[str] | None = None
         for (other,) in self.database.execute(query, prompt.bands):
             if numbers(other) != prompt.numbers:
                 continue
-            if similarity(prompt.shingles, shingles(other)) >= self.threshold:
+            own = prompt.shingles if own is None else own
+            if similarity(own, shingles(other)) >= self.threshold:
                 return "near duplicate"
         return None
 
@@ -157,9 +163,13 @@ class Prompt:
         self.same = _hash(self.normal)
         begins = beginning(self.normal, prefix) if prefix else None
         self.begins = None if begins is None else _hash(begins)
-        self.shingles = shingles(self.normal)
         self.numbers = numbers(self.normal)
-        self.bands = bands(self.shingles, rows)
+        self.bands = bands(shingles(self.normal), rows)
+
+    @property
+    def shingles(self) -> frozenset[str]:
+        """Made when they are needed: a prompt comes from another process, and most have no candidates."""
+        return shingles(self.normal)
 
 
 def numbers(text: str) -> list[str]:

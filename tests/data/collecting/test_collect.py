@@ -101,6 +101,18 @@ def test_the_same_bits_again(log, tmp_path):
     assert not list((tmp_path / "x").glob(".collect-*"))
 
 
+def test_the_number_of_processes_changes_nothing(log, tmp_path):
+    words = TOPICS.split()
+    rows = [row(f"Tell me {n % 90} things about {words[n % 12]}, {words[n % 7]}", f"user {n % 40}") for n in range(700)]
+    rows += [row("Mail ada@example.org", "bob"), row("", "bob"), row("再见，我叫王小明。", "eve", "no")]
+    file = log(rows)
+    for processes in (1, 2, 3):
+        collect([file], tmp_path / str(processes), Settings(salt=SALT), processes=processes)
+    for name in ("train.jsonl", "valid.jsonl", "test.jsonl", "use_cases.csv", "report.json"):
+        one, *others = [(tmp_path / str(processes) / name).read_bytes() for processes in (1, 2, 3)]
+        assert others == [one, one]
+
+
 @given(
     st.lists(st.tuples(st.text("abcdefgh", min_size=1, max_size=3), st.integers(0, 10**9)), max_size=60), st.integers()
 )
