@@ -135,6 +135,7 @@ def collect(
         check_place(Path(demonstrations))
     salt = settings.salt or secrets.token_bytes(32)
     workers = processes_here() if processes is None else processes
+    _ = detect("Which language is this?"), use_case("")  # read their models now: processes that are forked share them
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(settings={**asdict(settings), "salt": "given" if settings.salt else "drawn and forgotten"})
