@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from graftlm import AdaptedModel
 from graftlm.adapters.method import Adapter
 from graftlm.base.loading import model_class
+from graftlm.base.products import foreign_forward
 
 VOCABULARY = 67
 LAYERS = 2
@@ -155,5 +156,5 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def overridden(model: nn.Module) -> list[str]:
-    """The modules that carry a ``forward`` of their own instance."""
-    return [path for path, module in model.named_modules() if "forward" in module.__dict__]
+    """The modules whose ``forward`` is neither their class's nor the same product by a faster library."""
+    return [path for path, module in model.named_modules() if foreign_forward(module) is not None]

@@ -24,6 +24,7 @@ from torch import nn
 from graftlm.adapters.method import Adapter, MethodConfig, SublayerChange, register_method
 from graftlm.adapters.routing import mix_seed
 from graftlm.base.places import Places, Sublayer
+from graftlm.base.products import Linear
 from graftlm.errors import UserError
 
 Norm = Callable[[torch.Tensor], torch.Tensor]
@@ -213,8 +214,8 @@ class BottleneckNet(SublayerChange):
     ) -> None:
         super().__init__()
         self.norm_before = nn.LayerNorm(width) if norm_before else None
-        self.down = nn.Linear(width, size)
-        self.up = nn.Linear(size, width)
+        self.down = Linear(width, size)
+        self.up = Linear(size, width)
         self.norm_after = nn.LayerNorm(width) if norm_after else None
         factors = {"learned": 1, "channel": width}.get(str(scaling))
         self.learned_scaling = None if factors is None else nn.Parameter(torch.ones(factors))

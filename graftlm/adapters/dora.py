@@ -15,6 +15,7 @@ from torch import nn
 from graftlm.adapters.lora_embedding import LowRankEmbedding, add_to_weight
 from graftlm.adapters.method import Change, LowRank
 from graftlm.base.places import LinearPlace, ModulePlace
+from graftlm.base.products import linear, matmul
 from graftlm.errors import UserError
 
 
@@ -47,7 +48,7 @@ class DoRA(Change):
 
     def with_dropout(self, x: torch.Tensor, kept: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """With dropout the base's own product, too, is of what is left of x, as peft does it."""
-        return self._update(kept, nn.functional.linear(kept, self._weight().to(kept.dtype)))
+        return self._update(kept, linear(kept, self._weight().to(kept.dtype)))
 
     def _update(self, x: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
         """(m/‖·‖ − 1) Wx + m/‖·‖ · sBAx, of x and Wx."""
@@ -59,7 +60,7 @@ class DoRA(Change):
             found: torch.Tensor = self.low_rank(x, y)
             return found
         A, B = self.low_rank.factors()
-        return ((x.to(A.dtype) @ A.T) @ B.T) * self.low_rank.scale
+        return linear(linear(x.to(A.dtype), A), B) * self.low_rank.scale
 
     @torch.no_grad()
     def norm(self) -> torch.Tensor:
@@ -70,7 +71,7 @@ class DoRA(Change):
         A, B = A.to(dtype), B.to(dtype)
         if self._squares is None or self._squares.dtype != dtype or self._squares.device != A.device:
             self._squares = weight.to(dtype).square().sum(dim=1)  # the base never changes
-        crossed = (weight.to(dtype) @ A.T * B).sum(dim=1)
+        crossed = (matmul(weight.to(dtype), A.T) * B).sum(dim=1)
         own = (B @ (A @ A.T) * B).sum(dim=1)
         return (self._squares + 2 * scale * crossed + scale * scale * own).clamp_min(0).sqrt()
 

@@ -14,6 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from graftlm.adapters.routing import Routing, Span
+from graftlm.base.products import linear, matmul
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _forward(
         A, B = factors[2 * number], factors[2 * number + 1]
         for span in group.spans:
             rows = _input(x, product, group, span, A.dtype)
-            h = rows @ A.T
+            h = matmul(rows, A.T)
             add_outer(y[span.start : span.stop], h, B, group.scale)
             inner.append(h)
     return inner
@@ -93,7 +94,7 @@ def add_outer(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float) -
     if y.dtype == h.dtype == B.dtype:
         y.addmm_(h, B.T, alpha=scale)
     else:
-        y += (scale * (h @ B.T)).to(y.dtype)
+        y += (scale * matmul(h, B.T)).to(y.dtype)
 
 
 def _input(x: torch.Tensor, product: Product, group: Group, span: Span, dtype: torch.dtype) -> torch.Tensor:
@@ -122,17 +123,17 @@ def _backward(
             g = gy[span.start : span.stop].to(B.dtype)
             h = inner[position]
             position += 1
-            gh = (g @ B).mul_(group.scale)
+            gh = matmul(g, B).mul_(group.scale)
             if gA is not None:
-                gA.addmm_(gh.T, _input(x, product, group, span, A.dtype))
+                gA += matmul(gh.T, _input(x, product, group, span, A.dtype))
             if gB is not None:
-                gB.addmm_(g.T, h, alpha=group.scale)
+                gB.T.add_(matmul(h.T, g), alpha=group.scale)  # this way round it is faster by far
             if gx is not None:
                 part = gx[span.start : span.stop]
                 if not product.drops(group) and part.dtype == A.dtype:
                     part.addmm_(gh, A)
                 else:
-                    update = gh @ A
+                    update = matmul(gh, A)
                     mask = product.keep_mask(group, span, update)
                     part += (update if mask is None else update * mask).to(part.dtype)
         gradients += [gA, gB]
@@ -149,7 +150,7 @@ class _AdaptedLinear(torch.autograd.Function):
         product: Product,
         *factors: torch.Tensor,
     ) -> torch.Tensor:
-        y = torch.nn.functional.linear(x, weight, bias)
+        y = linear(x, weight, bias)
         inner = _forward(y, x, product, factors)
         ctx.product, ctx.n_factors = product, len(factors)
         ctx.save_for_backward(x, weight, *factors, *inner)
@@ -160,7 +161,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
         x, weight, *rest = ctx.saved_tensors
         factors, inner = tuple(rest[: ctx.n_factors]), tuple(rest[ctx.n_factors :])
-        gx = gy @ weight if ctx.needs_input_grad[0] else None
+        gx = matmul(gy, weight) if ctx.needs_input_grad[0] else None
         gradients = _backward(gy, gx, x, ctx.product, factors, inner, ctx.needs_input_grad[4:])
         return gx, None, None, None, *gradients
 

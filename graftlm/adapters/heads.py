@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from graftlm.adapters.method import Head
+from graftlm.base.products import linear
 
 DEVIATION = 0.02  # of the first weights, as encoders start theirs
 
@@ -34,4 +35,4 @@ class ClassHead(Head):
         return self.weight.shape[0]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        return linear(hidden.to(self.weight.dtype), self.weight, self.bias)

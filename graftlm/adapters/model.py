@@ -27,6 +27,7 @@ from graftlm.base.head import backbone, language_head
 from graftlm.base.loading import Kind, LoadedBase, base_kind, context_length, freeze, load_base
 from graftlm.base.memory import tune_allocator
 from graftlm.base.places import find_places
+from graftlm.base.products import multiply_fast
 from graftlm.errors import UserError, unknown_name
 
 CACHE = "past_key_values"
@@ -51,6 +52,7 @@ class AdaptedModel:
     ) -> None:
         tune_allocator()
         self.base = freeze(base)
+        multiply_fast(self.base)
         self.tokenizer = tokenizer
         self.name = name or type(base).__name__
         self.source = source or self.name

@@ -13,8 +13,7 @@ from graftlm.adapters.method import Change, LowRank, Update
 from graftlm.adapters.routing import Routing, Span, current_routing
 from graftlm.adapters.serving import add_low_rank_served, add_served, serves
 from graftlm.base.places import LinearPlace, ModulePlace
-
-linear = nn.functional.linear
+from graftlm.base.products import foreign_forward, linear
 
 
 class ModuleSite:
@@ -25,10 +24,10 @@ class ModuleSite:
         self.updates: dict[str, Update] = {}
         self._merged_from = _cheaper_merged_from(place)
         self._base_forward: Callable[..., torch.Tensor] = place.module.forward
-        self._override = place.module.__dict__.get("forward")  # another library's, such as accelerate's
+        self._override = place.module.__dict__.get("forward")  # the fast one, or another library's
         #: The weight and bias of a linear layer as torch has it, which nobody else changed; else None.
         self._plain: dict[str, Any] | None = None
-        if type(place.module) is nn.Linear and self._override is None:
+        if type(place.module) is nn.Linear and foreign_forward(place.module) is None:
             self._plain = place.module._parameters
         place.module.forward = self.forward
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from graftlm.adapters.method import Change
 from graftlm.base.places import ModulePlace
+from graftlm.base.products import multiply_fast
 
 
 class OwnModule(Change):
@@ -39,4 +40,5 @@ def own_copy(place: ModulePlace, dtype: torch.dtype, device: torch.device) -> Ow
         twin.__dict__[hooks] = type(original.__dict__[hooks])()
     module = copy.deepcopy(twin).to(device=device, dtype=dtype)
     module.requires_grad_(True)
+    multiply_fast(module)
     return OwnModule(module)

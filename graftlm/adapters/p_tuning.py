@@ -20,6 +20,7 @@ from graftlm.adapters.stored import Stored, register_peft_kind
 from graftlm.adapters.virtual import MOST_VIRTUAL_TOKENS
 from graftlm.base.loading import base_kind
 from graftlm.base.places import Places
+from graftlm.base.products import Linear
 from graftlm.errors import UserError
 from graftlm.template_text import Part, count_virtual, is_behind, is_in_front, parse_template
 
@@ -109,9 +110,7 @@ class PTuning(MethodConfig):
         hidden = self.encoder_hidden
         if self.encoder == "lstm":
             return LSTMEncoder(width, hidden, self.encoder_layers)
-        return nn.Sequential(
-            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width)
-        )
+        return nn.Sequential(Linear(width, hidden), nn.ReLU(), Linear(hidden, hidden), nn.ReLU(), Linear(hidden, width))
 
     def store(self, adapter: Adapter, places: Places, source: str) -> Stored:
         """The vectors, without what made them; as peft writes it where they stand in front."""
@@ -146,7 +145,7 @@ class LSTMEncoder(nn.Module):
     def __init__(self, width: int, hidden: int, layers: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(width, hidden, num_layers=layers, bidirectional=True, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
+        self.mlp = nn.Sequential(Linear(2 * hidden, 2 * hidden), nn.ReLU(), Linear(2 * hidden, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.mlp(self.lstm(x)[0])

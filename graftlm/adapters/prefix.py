@@ -21,6 +21,7 @@ from graftlm.adapters.stored import Stored, fill
 from graftlm.base.attentions import AttentionPlace
 from graftlm.base.loading import context_length
 from graftlm.base.places import Places
+from graftlm.base.products import Linear
 from graftlm.errors import UserError
 
 Where = Literal["encoder", "decoder", "cross"]
@@ -142,8 +143,8 @@ class PrefixTable(KeyValues):
         small = self.columns[0] if config.projection else sum(self.columns)
         hidden = config.projection_size or small
         self.embedding = nn.Parameter(torch.empty(config.length, small))
-        self.inner = nn.Linear(small, hidden) if config.projection else None
-        self.outer = nn.Linear(hidden, sum(self.columns)) if config.projection else None
+        self.inner = Linear(small, hidden) if config.projection else None
+        self.outer = Linear(hidden, sum(self.columns)) if config.projection else None
         self._kept: tuple[Any, Mapping[str, tuple[torch.Tensor, torch.Tensor]]] | None = None
 
     @torch.no_grad()

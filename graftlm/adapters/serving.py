@@ -16,6 +16,7 @@ from torch import nn
 from graftlm.adapters.grouped import add_outer, add_to_spans
 from graftlm.adapters.method import LowRank
 from graftlm.adapters.routing import Gathered, Routing
+from graftlm.base.products import linear
 
 #: How many times the work a batched product may be, for adapters of unequal rank or number of tokens, and still pay.
 MOST_PADDING = 4
@@ -38,7 +39,7 @@ def add_low_rank_served(
         for name, update in updates.items():
             A, B = update.factors()
             for start, stop in routing.spans[name]:
-                add_outer(y[start:stop], x[start:stop].to(A.dtype) @ A.T, B, update.scale)
+                add_outer(y[start:stop], linear(x[start:stop].to(A.dtype), A), B, update.scale)
         return y
     stacked = _stacked(routing, path, updates, x.device)
     if stacked is not None:
@@ -52,7 +53,7 @@ def add_low_rank_served(
     for name, start, stop in found.parts:
         update = updates[name]
         A, B = update.factors()
-        h, part = chosen[start:stop].to(A.dtype) @ A.T, added[start:stop]
+        h, part = linear(chosen[start:stop].to(A.dtype), A), added[start:stop]
         if h.dtype == B.dtype == part.dtype:
             part.addmm_(h, B.T, beta=0, alpha=update.scale)
         else:

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from graftlm.base.attentions import AttentionPlace, find_attentions
 from graftlm.base.probe import Call, probe
+from graftlm.base.products import foreign_forward
 from graftlm.errors import UserError
 
 SublayerKind = Literal["attention", "cross_attention", "feed_forward"]
@@ -242,7 +243,7 @@ def _weight(module: nn.Module) -> torch.Tensor:
 def _is_plain(module: nn.Module, fan_in: int) -> bool:
     """Whether the layer is x Wᵀ + b. Subclasses may be (Falcon's) or not (quantised ones): they are asked."""
     weight = getattr(module, "weight", None)
-    if type(weight) is not nn.Parameter or not weight.is_floating_point() or "forward" in module.__dict__:
+    if type(weight) is not nn.Parameter or not weight.is_floating_point() or foreign_forward(module) is not None:
         return False
     if type(module) in (nn.Linear, Conv1D):
         return True
