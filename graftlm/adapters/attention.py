@@ -25,6 +25,7 @@ from graftlm.adapters.method import KeyValues
 from graftlm.adapters.routing import Call, Stack, current_call
 from graftlm.base.attentions import AttentionPlace, restore_attention, set_attention
 from graftlm.base.places import Places
+from graftlm.base.threads import READ, threads_for
 from graftlm.errors import UserError
 
 NAME = "graftlm"
@@ -51,16 +52,16 @@ class AttentionSite:
         return owners[0] if owners and place.kind == "self" else None
 
 
-class SharedKeys:
-    """A context in which a base's decoding steps go through our attention, which does not copy shared keys and values.
+class OurAttention:
+    """A context in which a base's decoding steps go through our attention.
 
-    Nothing changes where heads share none, or the base's attention is not torch's fused one.
+    It does not copy keys and values that heads share, and takes the threads that it is worth. Nothing changes where the
+    base's attention is not torch's fused one.
     """
 
     def __init__(self, places: Places) -> None:
-        heads = int(getattr(places.model.config.get_text_config(), "num_attention_heads", 0))
         self._configs = []
-        if any(place.kind == "self" and place.heads < heads for place in places.attentions):
+        if places.attentions:
             found = {id(c): c for m in places.model.modules() if (c := getattr(m, "config", None)) is not None}
             self._configs = [c for c in found.values() if hasattr(c, "_attn_implementation_internal")]
         self._changed: list[Any] = []
@@ -333,6 +334,21 @@ def _attend(
     **kwargs: Any,
 ) -> torch.Tensor:
     """Attention without anything of ours: (rows, queries, heads, width)."""
+    with threads_for(READ * (key.numel() + value.numel())):
+        return _attend_alone(module, query, key, value, mask, position_bias, is_causal, softcap, kwargs)
+
+
+def _attend_alone(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    position_bias: torch.Tensor | None,
+    is_causal: bool,
+    softcap: float | None,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
     if softcap is None:
         output: torch.Tensor
         if query.shape[2] == 1 and query.shape[1] > key.shape[1] and position_bias is None:

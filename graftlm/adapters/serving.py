@@ -1,14 +1,16 @@
 """Updates of several adapters without gradients: the tokens of each one are gathered, whatever the order of the rows.
 
 A step of decoding has one token a row, and rows come in any order: a product for every span would be one for every row.
-Where the call keeps what is made of parameters, the factors of all adapters are stacked once, and one batched product
-takes the place of one for each.
+Where the call keeps what is made of parameters, the factors of all adapters are put together once. As long as their
+ranks are not too many, every token is multiplied with all of them side by side, and what is not its own is dropped in
+between; else one batched product takes the place of one for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -18,6 +20,8 @@ from graftlm.adapters.method import LowRank
 from graftlm.adapters.routing import Gathered, Routing
 from graftlm.base.products import linear
 
+#: How many times the base's own work the products with all factors side by side may be, and still pay.
+MOST_SIDE_BY_SIDE = 2
 #: How many times the work a batched product may be, for adapters of unequal rank or number of tokens, and still pay.
 MOST_PADDING = 4
 
@@ -34,6 +38,11 @@ def add_low_rank_served(
 
     ``path`` names the place, for what the routing keeps of it.
     """
+    beside = _side_by_side(routing, path, updates)
+    if beside is not None:
+        h = linear(x.to(beside.A.dtype), beside.A).masked_fill_(beside.foreign(routing, x.device), 0.0)
+        y += linear(h, beside.B).to(y.dtype)
+        return y
     found = routing.gathered(tuple(updates), x.device)
     if found is None:
         for name, update in updates.items():
@@ -59,6 +68,65 @@ def add_low_rank_served(
         else:
             part.copy_(update.scale * (h @ B.T))
     return y.index_add_(0, found.index, added)
+
+
+@dataclass(frozen=True)
+class _SideBySide:
+    """Factors of several adapters at one place side by side: A (ranks, in) and B (out, ranks), scaled.
+
+    ``updates`` are those that they were made of, by name, and ``ranks`` how many each has. ``fit``: all are numbers, so
+    that what is nought stays nought; they are of one precision; and not so many that the base's own product is little
+    beside theirs. Else nothing is made.
+    """
+
+    updates: dict[str, LowRank]
+    ranks: tuple[tuple[str, int], ...]
+    A: torch.Tensor
+    B: torch.Tensor
+    fit: bool
+
+    @staticmethod
+    def of(updates: dict[str, LowRank]) -> _SideBySide:
+        factors = {name: (*update.factors(), update.scale) for name, update in updates.items()}
+        inner, outer = next((A.shape[1], len(B)) for A, B, _ in factors.values())
+        ranks = sum(len(A) for A, _, _ in factors.values())
+        one_precision = len({factor.dtype for A, B, _ in factors.values() for factor in (A, B)}) == 1
+        if not one_precision or ranks * (inner + outer) > MOST_SIDE_BY_SIDE * inner * outer:
+            return _SideBySide(updates, (), torch.empty(0), torch.empty(0), fit=False)
+        As = torch.cat([A for A, _, _ in factors.values()])
+        Bs = torch.cat([scale * B for _, B, scale in factors.values()], dim=1)
+        finite = bool(As.isfinite().all() and Bs.isfinite().all())
+        return _SideBySide(updates, tuple((name, len(A)) for name, (A, _, _) in factors.items()), As, Bs, finite)
+
+    def foreign(self, routing: Routing, device: torch.device) -> torch.Tensor:
+        """Which inner products are not a token's own: (tokens, ranks)."""
+        key = ("foreign", self.ranks, device)
+        if key not in routing.memo:
+            mask = torch.ones(routing.tokens, len(self.A), dtype=torch.bool)
+            stops = accumulate(rank for _, rank in self.ranks)
+            for (name, rank), stop in zip(self.ranks, stops, strict=True):
+                for span in routing.spans.get(name, ()):
+                    mask[span.start : span.stop, stop - rank : stop] = False
+            routing.memo[key] = mask.to(device)
+        found: torch.Tensor = routing.memo[key]
+        return found
+
+
+def _side_by_side(routing: Routing, path: str, updates: Mapping[str, LowRank]) -> _SideBySide | None:
+    """The factors of these adapters at a place, side by side, or None where nothing is kept or they do not fit.
+
+    Those that were used there before stay beside them, so that nothing is made anew whenever a row comes or goes.
+    """
+    kept = routing.kept
+    if kept is None:
+        return None
+    key = ("side by side", path)
+    beside: _SideBySide | None = kept.get(key)
+    if beside is None or any(beside.updates.get(name) is not update for name, update in updates.items()):
+        own = dict(updates)
+        together = _SideBySide.of({**beside.updates, **own}) if beside is not None and beside.fit else None
+        beside = kept[key] = together if together is not None and together.fit else _SideBySide.of(own)
+    return beside if beside.fit else None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Products of dense float32 matrices on a CPU, by oneDNN where torch's own choice is slow.
+"""Products on a CPU: those of dense float32 matrices by oneDNN where torch's own choice is slow.
 
 torch multiplies float32 matrices by MKL, which uses AVX-512 on Intel's CPUs alone. On others that have it, oneDNN, that
 comes with torch too, is twice as fast (docs/decisions.md). Nothing is copied or packed: weights stay as they are.
@@ -17,6 +17,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from graftlm.base.threads import threads_for
 from graftlm.errors import UserError
 
 #: Set to 0 or 1, this environment variable decides instead of the CPU.
@@ -56,7 +57,8 @@ def _vendor() -> str:
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x Wᵀ + b, as :func:`torch.nn.functional.linear`, gradients included: x (…, in), weight (out, in) → (…, out)."""
     if not _fast(x, weight):
-        return nn.functional.linear(x, weight, bias)
+        with threads_for(x.numel() * len(weight)):
+            return nn.functional.linear(x, weight, bias)
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
@@ -82,7 +84,8 @@ def _fast(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    with threads_for(x.numel() * len(weight)):
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
 
 
@@ -122,11 +125,12 @@ _FORWARDS: dict[type[nn.Module], Any] = {nn.Linear: _linear_forward, Conv1D: _co
 
 
 def multiply_fast(module: nn.Module) -> None:
-    """Let every plain linear layer in a module multiply the fast way, if there is one; parameters stay as they are.
+    """Let every plain linear layer in a module multiply by :func:`linear`; parameters stay as they are.
 
-    ``forward`` is overridden on the layers, unless another library did so before.
+    ``forward`` is overridden on the layers, unless another library did so before. Nothing is where the module is not on
+    a CPU.
     """
-    if not prefers_onednn():
+    if any(not parameter.is_cpu for parameter in module.parameters()):
         return
     for layer in module.modules():
         forward = _FORWARDS.get(type(layer))

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.adapters.attention import SharedKeys
+from graftlm.adapters.attention import OurAttention
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Stack
 from graftlm.base.memory import available_memory, is_out_of_memory
@@ -93,7 +93,7 @@ class Engine:
         self._slots = Slots(model, self.cache_tokens)
         self._events: list[TokenEvent] = []  # made, but not given to anyone yet
         self._numbered = 0
-        self._attention = SharedKeys(model.places)
+        self._attention = OurAttention(model.places)
         self._turn = Turn()
 
     @property

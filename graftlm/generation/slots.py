@@ -10,6 +10,7 @@ import torch
 
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Routing, Stack
+from graftlm.base.threads import few_threads
 from graftlm.generation.cache import Columns, Piece
 from graftlm.generation.rows import Row
 from graftlm.generation.sampling import RowSettings
@@ -68,7 +69,8 @@ class Slots:
         """Read the newest token of every row; no slot is free. Logits (rows, vocabulary) of the next ones."""
         ids = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.model.device)
         routing = self.routing
-        logits = self.model.score(self._states(ids, routing)[:, -1], routing)
+        with few_threads():
+            logits = self.model.score(self._states(ids, routing)[:, -1], routing)
         self._table.advance()
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

@@ -103,7 +103,6 @@ def test_a_model_computes_the_same(family: str) -> None:
             gradients = [p.grad for a in model.adapters.values() for p in a.parameters() if p.grad is not None]
             results.append([logits.detach(), *gradients])
     assert any(products.is_fast(module.__dict__.get("forward")) for module in fast.modules())
-    assert not any(products.is_fast(module.__dict__.get("forward")) for module in plain.modules())
     assert len(results[0]) == len(results[1]) > 1
     for theirs, ours in zip(*results, strict=True):
         assert relative(ours, theirs) < 1e-4
