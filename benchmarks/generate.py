@@ -17,10 +17,10 @@ which is counted. The scenarios:
 
 Contenders run in processes of their own and take turns, all with the allocator and OpenMP settings that graftlm makes
 ("as it comes": without); medians of the repeats count. "products" is the limit: the products of the base's linear
-layers and head alone, on the same numbers of tokens. "Cores" is processor time over wall time: where it is well under
-the number of threads, something else had the machine. The bars are for wall time; ratios by processor time, which
-neighbours lengthen less, stand beside. The slots of ``unequal`` are counted in the steps of decoding while requests
-wait.
+layers and head alone, on the same numbers of tokens, by the faster of torch's two libraries. "Cores" is processor time
+over wall time: where it is well under the number of threads, something else had the machine. The bars are for wall
+time; ratios by processor time, which neighbours lengthen less, stand beside. The slots of ``unequal`` are counted in
+the steps of decoding while requests wait.
 """
 
 from __future__ import annotations

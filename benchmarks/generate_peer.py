@@ -157,13 +157,17 @@ def products(sizes: Sizes, *, steps: int = 16) -> dict[str, Any]:
     """The seconds that the base's linear layers and its head alone take of the work, on the model's own weights.
 
     The prompts once, all rows together, with the head for the last position; then a step for each further token.
-    Medians of 3 and ``steps`` passes stand for all.
+    Medians of 3 and ``steps`` passes stand for all. By torch's own choice of library or by oneDNN: the faster one.
     """
     model = plain_model(sizes)
     layers = [module.weight for module in model.model.modules() if isinstance(module, nn.Linear)]
     head = model.lm_head.weight
 
-    def seconds(tokens: int, passes: int) -> Tensor:
+    def onednn(x: Tensor, weight: Tensor) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        return result
+
+    def seconds(multiply: Callable[[Tensor, Tensor], Tensor], tokens: int, passes: int) -> Tensor:
         """Median seconds on the wall and of the processor, (2,)."""
         inputs = {width: torch.randn(tokens, width) for width in {weight.shape[1] for weight in layers}}
         last = torch.randn(sizes.rows, head.shape[1])
@@ -171,12 +175,16 @@ def products(sizes: Sizes, *, steps: int = 16) -> dict[str, Any]:
         for _ in range(passes + 1):
             begin = time.perf_counter(), time.process_time()
             for weight in layers:
-                nn.functional.linear(inputs[weight.shape[1]], weight)
-            nn.functional.linear(last, head)
+                multiply(inputs[weight.shape[1]], weight)
+            multiply(last, head)
             times.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
         return torch.tensor(times[1:], dtype=torch.float64).median(dim=0).values
 
-    prompts, step = seconds(sizes.rows * sizes.prompt, 3), seconds(sizes.rows, steps)
+    def parts(multiply: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        return seconds(multiply, sizes.rows * sizes.prompt, 3), seconds(multiply, sizes.rows, steps)
+
+    found = [parts(multiply) for multiply in (nn.functional.linear, onednn)]
+    prompts, step = min(found, key=lambda each: float((each[0] + (sizes.new - 1) * each[1])[0]))
     wall, processor = (prompts + (sizes.new - 1) * step).tolist()
     return {
         "tokens": wanted(asked("plain", sizes)),

@@ -93,26 +93,15 @@ class Search:
 
 
 def check_beams(sampling: SamplingSettings, most: int) -> None:
-    """See that a request's settings go with beam search, and its beams into ``most`` rows.
+    """See that a request's beams go into ``most`` rows.
 
     Raises:
         UserError: they do not.
     """
-    if sampling.num_beams == 1:
-        return
-    if sampling.num_beams > most:
+    if sampling.num_beams > max(most, 1):
         raise UserError(
             f"num_beams is {sampling.num_beams}, but at most {most} rows are decoded together",
             hint="Lower num_beams, or raise max_batch_rows.",
-        )
-    plain = SamplingSettings()
-    others = ("stop", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "top_log_probs")
-    given = [name for name in (*others, "prompt_log_probs") if getattr(sampling, name) != getattr(plain, name)]
-    given += [sampling.constraint] if sampling.constraint is not None else []
-    if given:
-        raise UserError(
-            f"num_beams is {sampling.num_beams}, and {', '.join(given)} set too: beam search goes by the model alone",
-            hint=f"Leave {given[0]} out, or set num_beams to 1.",
         )
 
 

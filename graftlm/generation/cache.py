@@ -193,8 +193,7 @@ class Columns(Cache):
         size = self.column - self.first
         for layer in self.own if size and first != self.first else ():
             for table in layer.tables():
-                used = table[: len(self.lengths), :, self.first : self.column]
-                table[: len(self.lengths), :, first : first + size] = used.clone()
+                _move(table[: len(self.lengths)], self.first, first, size)
         self.first, self.column = first, first + size
         self._mask = None
 
@@ -263,6 +262,18 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def get_max_length(self) -> int:
         return -1
+
+
+def _move(table: torch.Tensor, old: int, new: int, size: int) -> None:
+    """Move ``size`` columns of a table (rows, heads, columns, width) from ``old`` to ``new``.
+
+    In pieces that do not overlap where they go: nothing is allocated, so that no want of memory can stop it half way.
+    """
+    step = min(abs(new - old), size)
+    begins = range(0, size, step)
+    for begin in begins if new < old else reversed(begins):
+        stop = min(begin + step, size)
+        table[:, :, new + begin : new + stop] = table[:, :, old + begin : old + stop]
 
 
 def _wide(longest: int) -> int:

@@ -33,7 +33,7 @@ from graftlm.generation.requests import ConstraintKind as Kind
 Bits = NDArray[np.uint32]
 
 LONGEST_CONSTRAINT = 200_000  # characters
-_KEPT = 32  # compiled constraints
+_KEPT = 32  # compiled constraints, and sets of stop tokens
 _STACK = 256 * 2**20  # bytes; rules that lead from one to the next are followed by recursion, and overflow is a crash
 # Without a bound on white space a model can write it to the end of its tokens.
 _WHITE_SPACE = r"( |\n[ \t]{0,20})?"
@@ -99,6 +99,8 @@ class Constraints:
     def _start(self, matcher: llguidance.LLMatcher, stop_ids: Collection[int]) -> Constraint:
         ends = frozenset(stop_ids)
         if ends not in self._ends:
+            if len(self._ends) >= _KEPT:
+                self._ends.clear()
             stop = _bits(ends, self._vocabulary)
             text = _bits(range(self._vocabulary), self._vocabulary) & ~_bits((self._end,), self._vocabulary)
             self._ends[ends] = (text & ~stop, stop)

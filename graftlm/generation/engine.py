@@ -260,8 +260,8 @@ class Engine:
     def _decode(self) -> list[TokenEvent]:
         """One token for each row that runs."""
         rows = self._slots.rows
-        self._slots.make_room()
         try:
+            self._slots.make_room()
             logits = self._slots.forward()
         except Exception as error:
             if not is_out_of_memory(error):

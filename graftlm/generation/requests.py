@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -26,6 +26,15 @@ LOWEST_TEMPERATURE = 1e-5  # below it, float32 scores overflow; as good as greed
 
 ConstraintKind = Literal["json_schema", "regex", "grammar"]
 _CONSTRAINTS: tuple[ConstraintKind, ...] = ("json_schema", "regex", "grammar")
+_BESIDE_NO_BEAMS = (
+    "stop",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "top_log_probs",
+    "prompt_log_probs",
+)
 _INF = math.inf
 #: Whole numbers: the least, the most, and that in words.
 _WHOLE: dict[str, tuple[float, float, str]] = {
@@ -216,6 +225,11 @@ class SamplingSettings:
                 yield f"{given}: beam search draws nothing. Set temperature to 0, or num_beams to 1"
             if self.n > self.num_beams:
                 yield f"n is {self.n} and num_beams {self.num_beams}: there are no more answers than beams. Set n lower"
+            defaults = {field.name: field.default for field in fields(self)}
+            others = [name for name in (*_BESIDE_NO_BEAMS, *_CONSTRAINTS) if getattr(self, name) != defaults[name]]
+            if others:
+                given = f"num_beams is {self.num_beams}, and {', '.join(others)} set too"
+                yield f"{given}: beam search goes by the model alone. Leave {others[0]} out, or set num_beams to 1"
         elif self.n > 1 and self.temperature == 0:
             given = f"n is {self.n} and temperature 0"
             yield f"{given}: greedy answers are all the same. Set a temperature above 0, or n to 1"

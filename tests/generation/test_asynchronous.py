@@ -193,7 +193,13 @@ class TestErrors:
 
         async def main() -> list[Completion]:
             async with AsyncEngine(engine) as running:
-                found = [done[0] for done in await asyncio.gather(*map(running.complete, requests))]
+                all_in = threading.Event()
+                held = asyncio.create_task(running.call(all_in.wait))
+                answers = [asyncio.create_task(running.complete(request)) for request in requests]
+                await asyncio.sleep(0)  # each task runs up to its submission
+                all_in.set()
+                await held
+                found = [done[0] for done in await asyncio.gather(*answers)]
                 assert (await running.complete(requests[0]))[0].error is None
                 return found
 

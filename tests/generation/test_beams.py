@@ -163,15 +163,19 @@ def test_a_model_that_gives_nan_ends_its_search(llama: AdaptedModel) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (beams(5), "num_beams is 5, but at most 4 rows are decoded together"),
-        (beams(2, repetition_penalty=1.2, logit_bias={3: 1.0}), "repetition_penalty, logit_bias set too"),
-        (beams(2, regex="a+"), "regex set too"),
-        (beams(2, prompt_log_probs=True), "prompt_log_probs set too"),
+        ({"repetition_penalty": 1.2, "logit_bias": {3: 1.0}}, "repetition_penalty, logit_bias set too"),
+        ({"regex": "a+"}, "regex set too"),
+        ({"prompt_log_probs": True}, "prompt_log_probs set too"),
     ],
 )
-def test_what_does_not_go_with_beams(llama: AdaptedModel, settings: SamplingSettings, message: str) -> None:
+def test_what_does_not_go_with_beams(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Engine(llama, max_batch_rows=4).submit(Request(prompt_of(5), None, settings))
+        beams(2, **settings)
+
+
+def test_more_beams_than_rows(llama: AdaptedModel) -> None:
+    with pytest.raises(UserError, match="num_beams is 5, but at most 4 rows are decoded together"):
+        Engine(llama, max_batch_rows=4).submit(Request(prompt_of(5), None, beams(5)))
 
 
 def test_beams_need_memory_together(llama: AdaptedModel) -> None:

@@ -14,7 +14,7 @@ from graftlm import AdaptedModel, LoRA
 from graftlm.generation import Engine, Request
 from graftlm.generation import engine as engine_module
 from graftlm.generation import prefill as prefill_module
-from graftlm.generation.cache import Columns, Piece, _Layer
+from graftlm.generation.cache import Columns, Piece, _Layer, _move
 from graftlm.generation.prefixes import chain
 from tests.families import add_random, make_base
 from tests.generation.test_batching import prompt_of, sampled, tokens_of
@@ -119,6 +119,29 @@ def test_no_memory_for_a_step(llama: AdaptedModel, monkeypatch: pytest.MonkeyPat
     assert tokens_of([found[n] for n in (0, 2)]) == tokens_of([expected[n] for n in (0, 2)])
     assert found[1].finish_reason == "error"
     assert found[1].token_ids == expected[1].token_ids[: len(found[1].token_ids)]
+
+
+@pytest.mark.parametrize("call", [1, 4])
+def test_no_memory_for_a_wider_table(llama: AdaptedModel, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """The table must grow for the next token, and cannot: the longest row ends, the others go on in the old one."""
+    requests = [Request(prompt_of(n, n), None, sampled(seed=n)) for n in (5, 30, 8)]
+    expected = Engine(llama).run(requests)
+    engine = Engine(llama)
+    monkeypatch.setattr(Columns, "make_room", failing(Columns.make_room, on_call=call))
+    found = engine.run(requests)
+    assert tokens_of([found[n] for n in (0, 2)]) == tokens_of([expected[n] for n in (0, 2)])
+    assert "not enough memory" in (found[1].error or "")
+    assert found[1].token_ids == expected[1].token_ids[: len(found[1].token_ids)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "size"), [(7, 0, 20), (7, 6, 9), (0, 5, 22), (3, 4, 20), (20, 2, 5), (1, 20, 6)]
+)
+def test_columns_move_over_themselves(old: int, new: int, size: int) -> None:
+    table = torch.randn(2, 3, 30, 4)
+    expected = table[:, :, old : old + size].clone()
+    _move(table, old, new, size)
+    assert torch.equal(table[:, :, new : new + size], expected)
 
 
 def test_no_memory_for_the_table(llama: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
