@@ -79,6 +79,7 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
     padded = [padded_size([rows[index] for index in order]) for rows, order in shapes]
     work = sorted(range(len(shapes)), key=lambda index: -padded[index])
     largest, middle = work[0], work[len(work) // 2]
+    heaviest = max(work, key=lambda index: _weight(model, *shapes[index]))
     model.gradient_checkpointing = settings.gradient_checkpointing
     runs = [Progress(task, model.adapter(task.adapter)) for task in tasks]
     in_use = used_memory(model.device)
@@ -87,8 +88,10 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
         with frozen_beneath(model, tasks):
             samples = [_run(model, *shapes[middle])]
             _refuse_too_large(in_use, samples[0], padded[largest], available_memory(model.device))
+            optimizer_seconds = _optimizer_step(runs)  # moments are there from the second round on
+            if heaviest != largest:
+                _run(model, *shapes[heaviest])
             samples += [_run(model, *shapes[largest]), _run(model, *shapes[largest])]
-        optimizer_seconds = _optimizer_step(runs)
         evaluation_seconds = _evaluation(model, tasks, settings)
         peak = peak_memory(model.device)
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -155,8 +158,23 @@ def _run(model: AdaptedModel, rows: list[RoutedRow], order: list[int]) -> _Sampl
     return _Sample(batch.padded.size, time.perf_counter() - started, peak_memory(model.device))
 
 
+def _weight(model: AdaptedModel, rows: list[RoutedRow], order: list[int]) -> float:
+    """What a micro-batch takes of memory, about: its padded tokens, those of a large adapter counted for more.
+
+    A trained copy of the base has as many activations as the base itself, which runs for its rows too.
+    """
+    base = sum(parameter.numel() for parameter in model.base.parameters())
+    chosen = [rows[index] for index in order]
+    own = sum(model.adapter(name).trained_parameters for row in chosen for name in row.stack)
+    return padded_size(chosen) * (1.0 + own / base / len(chosen))
+
+
 def _optimizer_step(runs: list[Progress]) -> float:
-    """Give every adapter its moments with a step of size nought."""
+    """Give every adapter its gradients and moments, all of which a round holds at once, by a step of no effect."""
+    for run in runs:
+        for parameter in run.parameters:
+            if parameter.grad is None:  # it was not in the micro-batch that was run
+                parameter.grad = torch.empty_like(parameter).fill_(0.0)  # zeros_like takes no memory before use
     started = time.perf_counter()
     for run in runs:
         before = [parameter.detach().clone() for parameter in run.parameters]

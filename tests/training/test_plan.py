@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from graftlm import LoRA
+from graftlm import AdaptedModel, Full, LoRA
 from graftlm.base.fingerprint import exact_digest
 from graftlm.errors import UserError
 from graftlm.training import plan as plan_module
 from graftlm.training.events import Evaluated, Stepped
+from graftlm.training.forward import RoutedRow
 from graftlm.training.plan import plan
 from graftlm.training.settings import AdapterTraining, RunSettings
-from graftlm.training.task import Task
+from graftlm.training.task import Progress, Task
 from tests.training.work import make_rows, model_with, run, same_bits, weights
 
 CONFIGS = {"a": LoRA(rank=2, dropout=0.2), "b": LoRA(rank=4)}
@@ -79,6 +81,32 @@ def test_the_peak_is_of_the_step_and_not_of_what_was_before() -> None:
     planned = plan(model_with(CONFIGS), TASKS, RunSettings())
     assert planned.peak_memory < planned.available_memory
     assert planned.fits
+
+
+def test_the_peak_is_measured_while_all_gradients_and_moments_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_with(CONFIGS | {"c": Full()})
+    tasks = [*TASKS, Task("c", make_rows(20, seed=4), AdapterTraining(batch_rows=2))]
+    made: list[Progress] = []
+    real_progress, real_run = plan_module.Progress, plan_module._run
+    seen: list[tuple[bool, bool, set[str]]] = []
+
+    def progress(*args: Any) -> Progress:
+        made.append(real_progress(*args))
+        return made[-1]
+
+    def run_one(model: AdaptedModel, rows: list[RoutedRow], order: list[int]) -> Any:
+        parameters = [parameter for each in made for parameter in each.parameters]
+        moments = [parameter in each.optimizer.state for each in made for parameter in each.parameters]
+        adapters = {name for index in order for name in rows[index].stack}
+        seen.append((all(parameter.grad is not None for parameter in parameters), all(moments), adapters))
+        return real_run(model, rows, order)
+
+    monkeypatch.setattr(plan_module, "Progress", progress)
+    monkeypatch.setattr(plan_module, "_run", run_one)
+    plan(model, tasks, RunSettings(micro_batch_tokens=40))
+    assert len(seen) > 2
+    assert all(gradients and moments for gradients, moments, _ in seen[1:])
+    assert any("c" in adapters for _, _, adapters in seen[1:]), "rows of a trained copy weigh most"
 
 
 @pytest.mark.parametrize("free", [0, 1])
