@@ -61,7 +61,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("OPTConfig", {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.15}),
     "falcon": ("FalconConfig", {"alibi": False, "parallel_attn": True, "multi_query": True}),
     "falcon_alibi": ("FalconConfig", {"alibi": True, "parallel_attn": False, "multi_query": False}),
-    "granite": ("GraniteConfig", {"logits_scaling": 4.0}),
+    "granite": ("GraniteConfig", {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}),
     "cohere": ("CohereConfig", {"logit_scale": 0.25}),
 }
 

@@ -20,13 +20,16 @@ class SublayerSite:
     """Adds to a sublayer's output h what its adapters make of h and the residual stream x.
 
     x is the input of the norm before the sublayer, or of its first linear layer in a post-norm model. It is kept,
-    by thread, from there until the output is made.
+    by thread, from there until the output is made. h is what is added to x: where a family multiplies outputs before
+    (Granite), adapters are given the product, and what they add to it is divided again.
     """
 
     def __init__(self, place: Sublayer, model: nn.Module) -> None:
         self.place = place
         self.updates: dict[str, SublayerChange] = {}
         self._kept = threading.local()
+        config: Any = getattr(model, "config", None)
+        self._multiplier = float(getattr(config, "residual_multiplier", 1.0))
         start = place.norm_before or place.linears[0]
         self._handles = [
             model.get_submodule(start).register_forward_pre_hook(self._keep),
@@ -81,11 +84,15 @@ class SublayerSite:
         return self.updates[name].on_stream and self._norm is not None
 
     def _change(self, name: str, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        update = self.updates[name]
+        update, multiplier = self.updates[name], self._multiplier
+        h = h if multiplier == 1.0 else multiplier * h
+        added: torch.Tensor
         if update.on_stream:
             stream = h + x
-            return update(stream, stream, None)  # type: ignore[no-any-return]
-        return update(h, x, self._norm)  # type: ignore[no-any-return]
+            added = update(stream, stream, None)
+        else:
+            added = update(h, x, self._norm)
+        return added if multiplier == 1.0 else added / multiplier
 
     def _add_to_stream(self, _module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         routing, names = self._routing()
