@@ -19,6 +19,10 @@ BASE = ""  # no adapter can be called so
 STEP_ROWS = 16  # of a measured step
 
 
+#: Said of each comparison where there are several.
+SEVERAL = "Other tables here are on other held-out rows: scores compare within a table, not between tables."
+
+
 def compare(entrants: Sequence[Entrant], rules: Rules, say: Say = lambda _line: None) -> list[Comparison]:
     """Score all adapters, those on the same held-out rows beside each other.
 
@@ -35,7 +39,7 @@ def compare(entrants: Sequence[Entrant], rules: Rules, say: Say = lambda _line: 
         several = rules.by is not None and len(fields) > 1
         data = ", ".join(dict.fromkeys(", ".join(each.recipe.data) for each in members)) + ": " if several else ""
         found += [replace(each, data=data + each.data) for each in _Field(members, rules, say).compare()]
-    return found
+    return found if len(fields) == 1 else [replace(each, notes=(*each.notes, SEVERAL)) for each in found]
 
 
 @dataclass(frozen=True)

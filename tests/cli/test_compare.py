@@ -66,6 +66,7 @@ def test_a_recipe_is_trained_once_and_its_sweep_decided_on_rows_of_its_own(cli: 
         assert each["step_seconds"] > 0
     assert "4 other held-out rows, the tuning rows" in ended.out
     assert "Untouched base:" in ended.out
+    assert "within a table" not in ended.out
     # the kept step was chosen on the tuning rows
     notes = json.loads((run / "adapters" / "high" / "graftlm.json").read_text())
     assert notes["metrics"]["held_out_rows"] == 4
@@ -96,6 +97,7 @@ def test_finished_runs_are_scored_for_each_set_of_rows(cli: Cli, trained: Path, 
     assert found.keys() == {"colours", "colours, animals"}
     assert (found["colours"]["rows"], found["colours"]["tuning_rows"]) == (5, 0)
     assert "flatters every adapter a little" in ended.out
+    assert ended.out.count("scores compare within a table") == 2
     summary = json.loads((trained / "run.json").read_text())["adapters"]["colours"]
     assert found["colours"]["majority"] is None
     (line,) = found["colours"]["contenders"]
