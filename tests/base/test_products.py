@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -134,7 +135,9 @@ class TestLayers:
 
 class TestChoice:
     @pytest.fixture(autouse=True)
-    def ask_again(self) -> None:
+    def ask_again(self) -> Iterator[None]:
+        products.prefers_onednn.cache_clear()
+        yield
         products.prefers_onednn.cache_clear()
 
     @needs_onednn
