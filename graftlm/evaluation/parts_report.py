@@ -64,20 +64,18 @@ def _known(standing: Standing) -> bool:
 def _draw(axes: Axes, parts: Sequence[Comparison], names: Sequence[str]) -> None:
     metric = parts[0].metric
     scale = 100 if metric.is_share else 1
-    for number, name in enumerate(names):
-        colour = COLOURS[number % len(COLOURS)]
-        level = (number - (len(names) - 1) / 2) * 0.7 / max(1, len(names))
-        found = [
-            (at + level, standing.over_base)
-            for at, part in enumerate(parts)
-            for standing in part.standings
-            if standing.contender.name == name and standing.over_base is not None and _known(standing)
-        ]
-        axes.plot([scale * change.value for _, change in found], [y for y, _ in found], "o", color=colour, ms=5)
-        for y, change in found:
+    for at, part in enumerate(parts):
+        own = [each for each in by_name(part) if _known(each)]
+        for place, standing in enumerate(own):
+            change = standing.over_base
+            assert change is not None
+            y = at + (place - (len(own) - 1) / 2) * 0.7 / len(own)
+            colour = COLOURS[names.index(standing.contender.name) % len(COLOURS)]
             if change.known:
                 axes.plot([scale * change.low, scale * change.high], [y, y], color=colour, alpha=0.45, linewidth=2)
-        axes.plot([], [], "o-", color=colour, label=name)
+            axes.plot([scale * change.value], [y], "o", color=colour, ms=5)
+    for name in names:
+        axes.plot([], [], "o-", color=COLOURS[names.index(name) % len(COLOURS)], label=name)
     axes.axvline(0, color=HELD_OUT, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(parts)), [_shortened(part.data) for part in parts], parse_math=False)
     axes.set_ylim(len(parts) - 0.4, -0.6)
