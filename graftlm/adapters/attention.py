@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from graftlm.adapters.attention_plain import attend_plainly
+from graftlm.adapters.attention_step import attend_to_both, fits
 from graftlm.adapters.decoder_positions import positions_are_unknown
 from graftlm.adapters.method import KeyValues
 from graftlm.adapters.routing import Call, Stack, current_call
 from graftlm.base.attentions import AttentionPlace, restore_attention, set_attention
 from graftlm.base.places import Places
-from graftlm.base.threads import READ, threads_for
 from graftlm.errors import UserError
 
 NAME = "graftlm"
@@ -117,13 +117,18 @@ class _Served:
 def _serve(site: AttentionSite, call: Call, place: AttentionPlace, rows: int, device: torch.device) -> _Served | None:
     """Which rows have a prefix at a place; worked out once for all layers that the same adapters serve."""
     names = tuple(name for name, found in call.key_values.items() if place.path in found and name in site.prefixes)
-    key = (names, place.source, rows)
-    if key not in call.memo:
+    key, memo = (names, place.source, rows), _kept(call)
+    if key not in memo:
         routing = call.routing.source if place.source and call.routing.source is not None else call.routing
         stacks = [tuple(name for name in stack if name in names) for stack in routing.row_stacks(rows)]
-        call.memo[key] = _served(site, stacks, device) if any(stacks) else None
-    served: _Served | None = call.memo[key]
+        memo[key] = _served(site, stacks, device) if any(stacks) else None
+    served: _Served | None = memo[key]
     return served
+
+
+def _kept(call: Call) -> dict[Any, Any]:
+    """Where to keep what follows from rows and their adapters: with the routing, where no parameter changes."""
+    return call.memo if call.routing.kept is None else call.routing.memo
 
 
 def _served(site: AttentionSite, stacks: Sequence[Stack], device: torch.device) -> _Served:
@@ -185,24 +190,53 @@ def attend(
     if site is not None and call is not None and call.key_values and module in site.places:
         served = _serve(site, call, site.places[module], len(query), query.device)
     if site is None or call is None or served is None:
-        return _attend(module, query, key, value, attention_mask, position_bias, is_causal=causal, **kwargs), None
+        return attend_plainly(
+            module, query, key, value, attention_mask, position_bias, is_causal=causal, **kwargs
+        ), None
     queries = query.shape[2]
     if causal and attention_mask is None and 1 < queries < key.shape[2]:  # a static cache that is filled for the first
         key, value = key[:, :, :queries], value[:, :, :queries]
         position_bias = None if position_bias is None else position_bias[..., :queries]
+    if fits(query, kwargs.get("softcap"), position_bias):
+        return _attend_in_step(site, call, served, module, query, key, value, attention_mask, kwargs), None
     own = _attend_after(site, call, served, module, query, key, value, attention_mask, position_bias, causal, kwargs)
     outputs = [own]
     if served.others is not None:
         rows = served.others
         if queries == 1 and isinstance(rows, torch.Tensor) and not torch.is_grad_enabled():
             # To attend for rows that do not need it is cheaper than to copy the keys and values of those that do.
-            whole = _attend(module, query, key, value, attention_mask, position_bias, is_causal=causal, **kwargs)
+            whole = attend_plainly(module, query, key, value, attention_mask, position_bias, is_causal=causal, **kwargs)
             whole[served.rows] = own
             return whole, None
         mask, bias = _of(attention_mask, rows), _of(position_bias, rows)
-        outputs.append(_attend(module, query[rows], key[rows], value[rows], mask, bias, is_causal=causal, **kwargs))
+        outputs.append(
+            attend_plainly(module, query[rows], key[rows], value[rows], mask, bias, is_causal=causal, **kwargs)
+        )
     output = torch.cat(outputs) if len(outputs) > 1 else own
     return (output if served.order is None else output[served.order]), None
+
+
+def _attend_in_step(
+    site: AttentionSite,
+    call: Call,
+    served: _Served,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Attention of all rows of a step of decoding."""
+    place = site.places[module]
+    window = kwargs.get("sliding_window") if served.windowed is not None else None
+    memo = ("seen", id(served), window, place.source)
+    if memo not in call.memo:
+        call.memo[memo] = None if served.even and window is None else _before(call, served, place, window)
+    kept, tables = _kept(call), ("prefix tables", id(served), place.path)
+    if tables not in kept:
+        kept[tables] = tuple(_stacked(call, served, place.path, query))
+    return attend_to_both(query, key, value, mask, kwargs.get("scaling"), kept[tables], call.memo[memo], served.rows)
 
 
 def _attend_after(
@@ -233,7 +267,7 @@ def _attend_after(
         before = _prefix_bias(site, call, served, place, own)
         position_bias = torch.cat([before, own.expand(len(before), -1, -1, -1)], dim=3)
     before_keys, before_values = _stacked(call, served, place.path, query)
-    return _attend(
+    return attend_plainly(
         module,
         query[rows],
         torch.cat([before_keys, key[rows]], dim=2),
@@ -275,13 +309,8 @@ def _mask(
     """Which keys each query of the served rows sees: (rows, 1 or heads, queries, prefix + keys); None is all."""
     if served.even and window is None and attention_mask is None and not causal:
         return None
-    before = served.real[served.which][:, None, None, :]
+    before = _before(call, served, place, window)
     device, count = before.device, len(served.which)
-    if window is not None and served.windowed is not None:
-        position = _positions(call, place)[served.rows]
-        distance = served.length + position[:, :, None] - torch.arange(served.length, device=device)
-        inside = (distance < window) | ~served.windowed[served.which][:, None, :]
-        before = before & inside[:, None]
     own = _of(attention_mask, served.rows)
     if own is None:
         own = torch.ones(queries, keys, dtype=torch.bool, device=device)
@@ -291,6 +320,17 @@ def _mask(
         before = torch.zeros(before.shape, dtype=own.dtype, device=device).masked_fill(~before, least)
     before = before.expand(count, own.shape[1], queries, -1)
     return torch.cat([before, own.expand(count, -1, queries, -1)], dim=3)
+
+
+def _before(call: Call, served: _Served, place: AttentionPlace, window: int | None) -> torch.Tensor:
+    """Which keys of prefixes each query of the served rows sees: (rows, 1, 1 or queries, prefix)."""
+    before = served.real[served.which][:, None, None, :]
+    if window is None or served.windowed is None:
+        return before
+    position = _positions(call, place)[served.rows]
+    distance = served.length + position[:, :, None] - torch.arange(served.length, device=before.device)
+    inside = (distance < window) | ~served.windowed[served.which][:, None, :]
+    return before & inside[:, None]
 
 
 def _prefix_bias(
@@ -319,78 +359,6 @@ def _positions(call: Call, place: AttentionPlace) -> torch.Tensor:
 def _of(tensor: torch.Tensor | None, rows: Rows) -> Any:
     """The rows of a tensor whose first dimension may stand for all of them."""
     return tensor if tensor is None or len(tensor) == 1 else tensor[rows]
-
-
-def _attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    position_bias: torch.Tensor | None,
-    *,
-    is_causal: bool,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> torch.Tensor:
-    """Attention without anything of ours: (rows, queries, heads, width)."""
-    with threads_for(READ * (key.numel() + value.numel())):
-        return _attend_alone(module, query, key, value, mask, position_bias, is_causal, softcap, kwargs)
-
-
-def _attend_alone(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    position_bias: torch.Tensor | None,
-    is_causal: bool,
-    softcap: float | None,
-    kwargs: dict[str, Any],
-) -> torch.Tensor:
-    if softcap is None:
-        output: torch.Tensor
-        if query.shape[2] == 1 and query.shape[1] > key.shape[1] and position_bias is None:
-            return _attend_in_groups(query, key, value, mask, kwargs.get("scaling"))
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, mask, is_causal=is_causal, position_bias=position_bias, **kwargs
-        )
-        return output
-    return _capped(query, key, value, mask, is_causal, softcap, kwargs["scaling"])
-
-
-def _attend_in_groups(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
-) -> torch.Tensor:
-    """Attention of one query a row, where several heads share keys: they stand as queries of one head, uncopied."""
-    rows, heads, _, width = query.shape
-    groups = query.view(rows, key.shape[1], heads // key.shape[1], width)
-    output = nn.functional.scaled_dot_product_attention(groups, key, value, attn_mask=mask, scale=scaling)
-    return output.reshape(rows, 1, heads, -1)
-
-
-def _capped(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    cap: float,
-    scaling: float,
-) -> torch.Tensor:
-    """Attention whose scores are capped, cap · tanh(score / cap), which torch's fused attention does not know."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = torch.tanh(query @ key.transpose(2, 3) * (scaling / cap)) * cap
-    if mask is None and is_causal and query.shape[2] > 1:
-        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores = scores + mask
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(NAME, attend)

@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import nn
 
-from graftlm.adapters.grouped import add_outer, add_to_spans
+from graftlm.adapters.grouped import add_outer
 from graftlm.adapters.method import LowRank
 from graftlm.adapters.routing import Gathered, Routing
 from graftlm.base.products import linear
@@ -40,8 +40,9 @@ def add_low_rank_served(
     """
     beside = _side_by_side(routing, path, updates)
     if beside is not None:
-        h = linear(x.to(beside.A.dtype), beside.A).masked_fill_(beside.foreign(routing, x.device), 0.0)
-        y += linear(h, beside.B).to(y.dtype)
+        reach, foreign = beside.served(routing, x.device)
+        h = linear(x[reach].to(beside.A.dtype), beside.A).masked_fill_(foreign, 0.0)
+        y[reach] += linear(h, beside.B).to(y.dtype)
         return y
     found = routing.gathered(tuple(updates), x.device)
     if found is None:
@@ -98,17 +99,23 @@ class _SideBySide:
         finite = bool(As.isfinite().all() and Bs.isfinite().all())
         return _SideBySide(updates, tuple((name, len(A)) for name, (A, _, _) in factors.items()), As, Bs, finite)
 
-    def foreign(self, routing: Routing, device: torch.device) -> torch.Tensor:
-        """Which inner products are not a token's own: (tokens, ranks)."""
-        key = ("foreign", self.ranks, device)
+    def served(self, routing: Routing, device: torch.device) -> tuple[slice, torch.Tensor]:
+        """From the first to the last token that any of them serves, and which inner products are not a token's own.
+
+        (tokens from there to there, ranks).
+        """
+        key = ("side by side", self.ranks, device)
         if key not in routing.memo:
-            mask = torch.ones(routing.tokens, len(self.A), dtype=torch.bool)
+            spans = {name: routing.spans.get(name, ()) for name, _ in self.ranks}
+            first = min(span.start for own in spans.values() for span in own)
+            last = max(span.stop for own in spans.values() for span in own)
+            foreign = torch.ones(last - first, len(self.A), dtype=torch.bool)
             stops = accumulate(rank for _, rank in self.ranks)
             for (name, rank), stop in zip(self.ranks, stops, strict=True):
-                for span in routing.spans.get(name, ()):
-                    mask[span.start : span.stop, stop - rank : stop] = False
-            routing.memo[key] = mask.to(device)
-        found: torch.Tensor = routing.memo[key]
+                for span in spans[name]:
+                    foreign[span.start - first : span.stop - first, stop - rank : stop] = False
+            routing.memo[key] = slice(first, last), foreign.to(device)
+        found: tuple[slice, torch.Tensor] = routing.memo[key]
         return found
 
 
@@ -193,12 +200,11 @@ def add_served(
         return y
     found = routing.gathered(names, y.device)
     if found is None:
-        parts = [
-            (span, make(name, *(one[span.start : span.stop] for one in inputs)))
-            for name in names
-            for span in routing.spans[name]
-        ]
-        return add_to_spans(y, parts)
+        result = y.clone()
+        for name in names:
+            for start, stop in routing.spans[name]:
+                result[start:stop] += make(name, *(one[start:stop] for one in inputs)).to(y.dtype)
+        return result
     chosen = [one.index_select(0, found.index) for one in inputs]
     made = [make(name, *(one[start:stop] for one in chosen)) for name, start, stop in found.parts]
     added = made[0] if len(made) == 1 else torch.cat(made)
