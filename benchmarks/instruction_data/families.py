@@ -136,7 +136,7 @@ def plot(folder: Path, picture: Path) -> None:
         axes.set_xlabel("families of tasks in training (the same number of rows)", fontsize=9.5)
         axes.set_title(label, fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8.5, frameon=False)
+        axes.legend(fontsize=8.5, frameon=False, loc="center right", bbox_to_anchor=(1, 0.72))
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, facecolor="white")
 
