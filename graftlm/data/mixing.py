@@ -258,16 +258,16 @@ class Sampler:
         """The instances of the mixture, in an order drawn by the seed."""
         plan = self.plan()
         copies = {task: self._copies(task, taken.rows) for task, taken in plan.items()}
-        if not self.mixture.repeat:
-            for _key, task, instance in self.spool.sorted():
-                if next(copies[task]):
-                    yield instance
+        if plan and all(taken.rows == self.counts[task] for task, taken in plan.items()):
+            for _key, _task, instance in self.spool.sorted():
+                yield instance
             return
-        with Spool(self.folder) as repeated:
+        # Those that are taken have the smallest keys of their task: in their order, small shares would come first.
+        with Spool(self.folder) as chosen:
             for key, task, instance in self.spool.sorted():
                 for copy in range(next(copies[task])):
-                    repeated.add(_mixed(key, copy), task, instance)
-            for _key, _task, instance in repeated.sorted():
+                    chosen.add(_mixed(key, copy + 1), task, instance)
+            for _key, _task, instance in chosen.sorted():
                 yield instance
 
     def _fitting(self, task: str, quota: int) -> int:
@@ -287,9 +287,7 @@ class Sampler:
 
 
 def _mixed(key: int, copy: int) -> int:
-    """Another 64 bits for a copy; the first keeps its own (a step of splitmix64 otherwise)."""
-    if not copy:
-        return key
+    """Another 64 bits for a copy: a step of splitmix64."""
     value = (key + copy * 0x9E3779B97F4A7C15) % 2**64
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64

@@ -103,6 +103,17 @@ def test_other_tasks_do_not_change_which_rows_a_task_gives():
     assert [i for i in beside if i.source == "a.csv"] == alone
 
 
+@pytest.mark.parametrize("repeat", [False, True])
+def test_tasks_are_mixed_whatever_part_of_them_is_taken(repeat):
+    """Any first part of the rows holds every task in its share."""
+    mixture = Mixture("fixed", shares={"big": 1, "small": 1}, total=400, repeat=repeat)
+    rows, _ = mixed(mixture, [("big", range(20_000)), ("small", range(250))], seed=3)
+    assert len(rows) == 400
+    for part in (rows[:100], rows[100:200], rows[300:]):
+        small = sum(row.source == "small.csv" for row in part)
+        assert 30 <= small <= 70  # 4 standard deviations of a fair draw
+
+
 def test_rows_are_repeated_where_that_is_asked_for():
     tasks = [("a", range(10)), ("b", range(100))]
     mixture = Mixture("fixed", shares={"a": 1, "b": 1}, total=50, repeat=True)
