@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import torch
+
 from graftlm.errors import UserError
 from graftlm.generation.engine import Engine
 from graftlm.generation.requests import Completion, Request, RequestId, TokenEvent
@@ -44,6 +46,8 @@ class AsyncEngine:
         self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._thread: threading.Thread | None = None
         self._closed = False
+        # A thread begins with as many as torch uses just then, which is one in a step of another engine.
+        self._threads = torch.get_num_threads()
         self._open: dict[RequestId, _Open] = {}  # the worker's own, as all of the engine is
 
     async def __aenter__(self) -> Self:
@@ -169,6 +173,7 @@ class AsyncEngine:
         return future
 
     def _work(self) -> None:
+        torch.set_num_threads(self._threads)
         failures = 0  # in a row
         while True:
             with self._wake:

@@ -162,6 +162,22 @@ class TestCancelling:
         asyncio.run(main())
 
 
+def test_the_worker_takes_as_many_threads_as_there_are(llama: AdaptedModel) -> None:
+    """Also where it begins in a moment in which another engine's step holds them back."""
+    before = torch.get_num_threads()
+
+    async def main() -> int:
+        async with AsyncEngine(Engine(llama)) as engine:
+            torch.set_num_threads(1)
+            return await engine.call(torch.get_num_threads)
+
+    torch.set_num_threads(2)
+    try:
+        assert asyncio.run(main()) == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 class TestErrors:
     def test_of_submitting(self, llama: AdaptedModel) -> None:
         async def main() -> None:
