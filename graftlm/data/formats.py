@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections import Counter
@@ -10,29 +9,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graftlm.data.instances import Instance, Message, Role
+from graftlm.data.instances import Instance, Message
 from graftlm.data.instances import RowProblem as RowProblem
 from graftlm.data.p3 import ORIGIN, origin_of
-from graftlm.data.preferences import is_preference, pair
-from graftlm.data.tools import calls_message, check_turns, tools_message, with_results
+from graftlm.data.preferences import is_preference
+from graftlm.data.row_messages import (
+    BEFORE,
+    chat_turns,
+    instruction_turns,
+    oasst_turns,
+    pair_turns,
+    preference_turns,
+    self_instruct_parts,
+    tag_turns,
+    text_of,
+)
+from graftlm.data.row_messages import Row as Row
+from graftlm.data.tools import check_turns
 from graftlm.errors import UserError, nearest
 
-Row = dict[str, Any]
-
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-}
-RESULT_ROLES = ("tool", "function", "observation", "function_response", "tool_response", "ipython")
-CALL_ROLES = ("function_call", "tool_call")  # of ShareGPT files: the call is the content, as JSON
 PAIRS = (
     ("prompt", "completion"),
     ("prompt", "response"),
@@ -44,8 +39,6 @@ PAIRS = (
 )
 WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 LABELS = ("label", "labels", "answer", "target", "coarse_label", "class")
-BEFORE = ("messages", "conversations", "conversation", "prompt", "question", "instruction")  # of preference rows
-_TURN = re.compile(r"(?:^|\s)### (Human|Assistant):[ ]?")
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
@@ -142,167 +135,6 @@ def check(messages: Sequence[Message]) -> tuple[Message, ...]:
     return (*tools, *(m for m in system if m.content.strip()), *turns, *rejected)
 
 
-def _text(row: Row, key: str, *, required: bool = True) -> str:
-    """The text of a field; numbers and truth values are written out."""
-    value = row.get(key)
-    if value is None:
-        if required:
-            raise RowProblem(f"missing field '{key}'")
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    kinds: dict[type, str] = {list: "a list", dict: "an object"}
-    raise RowProblem(f"field '{key}' is {kinds.get(type(value), type(value).__name__)}, not text")
-
-
-def _list(row: Row, key: str) -> list[Any]:
-    value = row.get(key)
-    if value is None:
-        raise RowProblem(f"missing field '{key}'")
-    if not isinstance(value, list):
-        raise RowProblem(f"field '{key}' is not a list")
-    return value
-
-
-def _instruction_format(answer: str, extra: str) -> Callable[[Row], list[Message]]:
-    """Instruction with an optional further input, joined by an empty line; optional system and history."""
-
-    def convert(row: Row) -> list[Message]:
-        parts = [_text(row, "instruction"), _text(row, extra, required=False)]
-        messages = [Message("system", _text(row, "system", required=False))]
-        for turn in row.get("history") or []:
-            if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(t, str) for t in turn):
-                raise RowProblem("field 'history' is not a list of pairs of texts")
-            messages += [Message("user", turn[0]), Message("assistant", turn[1])]
-        user = "\n\n".join(part for part in parts if part.strip())
-        return [*messages, Message("user", user), Message("assistant", _text(row, answer))]
-
-    return convert
-
-
-def _chat_format(key: str) -> Callable[[Row], list[Message]]:
-    """A list of turns with role and content, or from and value, and what tools there are."""
-
-    def convert(row: Row) -> list[Message]:
-        messages = turns_of(_list(row, key), key)
-        system = _text(row, "system", required=False)
-        if system.strip() and messages and messages[0].role != "system":
-            messages.insert(0, Message("system", system))
-        tools = tools_message(row.get("tools"))
-        return messages if tools is None else [tools, *messages]
-
-    return convert
-
-
-def turns_of(turns: Sequence[Any], key: str) -> list[Message]:
-    """The messages of a list of turns; ``key`` is where it stands in the row."""
-    messages: list[Message] = []
-    ids: list[str | None] = []  # which call a result is of
-    for turn in turns:
-        found = _turn(turn, key)
-        messages += found
-        ids += [turn.get("tool_call_id")] * len(found)
-    return with_results(messages, ids) if any(message.role == "tool" for message in messages) else messages
-
-
-def _turn(turn: Any, key: str) -> list[Message]:
-    """What a turn says, and then what it calls."""
-    if not isinstance(turn, dict):
-        raise RowProblem(f"a turn in '{key}' is not an object")
-    name = _text(turn, "role" if "role" in turn else "from")
-    field = "content" if "content" in turn else "value"
-    train = turn.get("train", turn.get("weight"))
-    learnt = None if train is None else bool(train)
-    role: Role | None = "tool" if name.lower() in RESULT_ROLES else ROLES.get(name.lower())
-    if name.lower() in CALL_ROLES:
-        try:
-            return [calls_message(json.loads(_text(turn, field)), learnt)]
-        except ValueError as error:
-            raise RowProblem(f"the content of a turn of '{name}' is no JSON") from error
-    if role is None:
-        raise RowProblem(f"unknown role '{name}'")
-    if turn.get("tool_calls"):
-        if role != "assistant":
-            raise RowProblem(f"tool calls in a turn of '{name}'")
-        said = [Message(role, turn[field], learnt)] if isinstance(turn.get(field), str) and turn[field].strip() else []
-        return [*said, calls_message(turn["tool_calls"], learnt)]
-    return [Message(role, _content(turn, field), learnt)]
-
-
-def _content(turn: Row, field: str) -> str:
-    if isinstance(turn.get(field), list):
-        texts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in turn[field]]
-        if not all(isinstance(text, str) for text in texts):
-            raise RowProblem("a turn holds more than text (an image or the like)")
-        return "".join(str(text) for text in texts)
-    return _text(turn, field)
-
-
-def _pair_format(prompt: str, answer: str) -> Callable[[Row], list[Message]]:
-    def convert(row: Row) -> list[Message]:
-        if isinstance(row.get(prompt), list) and isinstance(row.get(answer), list):
-            tools = tools_message(row.get("tools"))
-            turns = turns_of([*row[prompt], *row[answer]], f"{prompt}' and '{answer}")
-            return turns if tools is None else [tools, *turns]
-        system = Message("system", _text(row, "system", required=False))
-        return [system, Message("user", _text(row, prompt)), Message("assistant", _text(row, answer))]
-
-    return convert
-
-
-def _preference(row: Row) -> list[Message]:
-    """The two answers, and what stands before both: in a column of its own, or in the answers themselves."""
-    key = next((key for key in BEFORE if row.get(key) is not None), None)
-    before: list[Message] = []
-    if key is not None and isinstance(row[key], list):
-        before = turns_of(row[key], key)
-    elif key is not None:
-        more = _text(row, "input", required=False) if key == "instruction" else ""
-        before = [Message("user", "\n\n".join(part for part in (_text(row, key), more) if part.strip()))]
-    tools, system = tools_message(row.get("tools")), _text(row, "system", required=False)
-    said = pair(before, row.get("chosen"), row.get("rejected"), turns_of)
-    if system.strip() and said[0].role != "system":
-        said.insert(0, Message("system", system))
-    return said if tools is None else [tools, *said]
-
-
-def _tag_format(words: str, tags: str) -> Callable[[Row], list[Message]]:
-    """A list of words and one of their labels; prompt and answer are the two, apart by spaces."""
-
-    def joined(row: Row, key: str) -> tuple[str, int]:
-        texts = [_text({key: entry}, key) for entry in _list(row, key)]
-        if any(len(text.split()) != 1 for text in texts):
-            raise RowProblem(f"an entry of field '{key}' is empty or has a space in it")
-        return " ".join(texts), len(texts)
-
-    def convert(row: Row) -> list[Message]:
-        (prompt, one), (answer, other) = joined(row, words), joined(row, tags)
-        if one != other:
-            raise RowProblem("not as many labels as words")
-        return [Message("user", prompt), Message("assistant", answer)]
-
-    return convert
-
-
-def _oasst(row: Row) -> list[Message]:
-    """``### Human: … ### Assistant: …`` in ``input``, the last answer in ``output``."""
-    found = _TURN.split(_text(row, "input"))
-    if found[0].strip() or len(found) < 3 or found[-2] != "Assistant" or found[-1].strip():
-        raise RowProblem("field 'input' is not '### Human: … ### Assistant:'")
-    roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
-    turns = [Message(roles[who], said) for who, said in zip(found[1:-2:2], found[2:-1:2], strict=True)]
-    return [*turns, Message("assistant", _text(row, "output").rstrip())]
-
-
-def _expand_self_instruct(row: Row) -> list[Row]:
-    instances = _list(row, "instances")
-    if not instances or not all(isinstance(i, dict) for i in instances):
-        raise RowProblem("field 'instances' is not a list of objects")
-    return [{"instruction": row.get("instruction"), **{k: i.get(k) for k in ("input", "output")}} for i in instances]
-
-
 def _has_turns(row: Row, key: str, role: str) -> bool:
     turns = row.get(key)
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and role in turns[0]
@@ -334,7 +166,7 @@ def _formats() -> dict[str, tuple[Callable[[Row], bool], Callable[[list[str]], F
     add(
         "preference rows",
         is_preference,
-        _preference,
+        preference_turns,
         (*BEFORE, "input", "chosen", "rejected", "system", "tools"),
     )
     for key in ("messages", "conversations", "conversation"):
@@ -342,47 +174,47 @@ def _formats() -> dict[str, tuple[Callable[[Row], bool], Callable[[list[str]], F
             add(
                 f"{name} of {key} {role}",
                 lambda row, k=key, r=role: _has_turns(row, k, r),  # type: ignore[misc]
-                _chat_format(key),
+                chat_turns(key),
                 (key, "system", "tools"),
             )
     add(
         "self-instruct",
         lambda row: "instruction" in row and isinstance(row.get("instances"), list),
-        _instruction_format("output", "input"),
+        instruction_turns("output", "input"),
         ("instruction", "instances"),
-        expand=_expand_self_instruct,
+        expand=self_instruct_parts,
     )
     for answer, extra, name in (("output", "input", "Alpaca"), ("response", "context", "Dolly")):
         add(
             name,
             lambda row, a=answer: "instruction" in row and a in row,  # type: ignore[misc]
-            _instruction_format(answer, extra),
+            instruction_turns(answer, extra),
             ("instruction", extra, answer, "system", "history"),
         )
     add(
         "OASST (### Human / ### Assistant)",
         lambda row: "output" in row and str(row.get("input", "")).startswith("### Human:"),
-        _oasst,
+        oasst_turns,
         ("input", "output"),
     )
     for words, tags in ((words, tags) for words in WORDS for tags in TAGS):
         add(
             f"words and tags of {words} {tags}",
             lambda row, w=words, t=tags: isinstance(row.get(w), list) and isinstance(row.get(t), list),  # type: ignore[misc]
-            _tag_format(words, tags),
+            tag_turns(words, tags),
             (words, tags),
         )
     for prompt, answer in PAIRS:
         add(
             f"{prompt}/{answer}",
             lambda row, p=prompt, a=answer: p in row and a in row,  # type: ignore[misc]
-            _pair_format(prompt, answer),
+            pair_turns(prompt, answer),
             (prompt, answer, "system", "tools"),
         )
     add(
         "plain text",
         lambda row: isinstance(row.get("text"), str) and not any(label in row for label in LABELS),
-        lambda row: [Message("text", _text(row, "text"))],
+        lambda row: [Message("text", text_of(row, "text"))],
         ("text",),
     )
     return known
@@ -449,7 +281,7 @@ class _Columns(string.Formatter):
                 value = value[int(item) if isinstance(value, list) else item]
             except (KeyError, IndexError, ValueError, TypeError) as error:
                 raise RowProblem(f"'{{{field_name}}}' is not in the row") from error
-        return _text({field_name: value}, field_name), name
+        return text_of({field_name: value}, field_name), name
 
 
 def _parts(field_name: str) -> list[str]:
