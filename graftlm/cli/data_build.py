@@ -26,7 +26,7 @@ def build_command(
     ] = None,
 ) -> None:
     """Read, filter, split and mix instances into a set, which the same recipe and files give again bit for bit."""
-    from graftlm.data.sets import is_set, read_card
+    from graftlm.data.sets import is_set, read_card, refuse_to_replace
     from graftlm.recipe.set_recipe import load_set_recipe
     from graftlm.runs.build_set import build_set
     from graftlm.runs.set_sources import changed_sources, list_sources
@@ -35,6 +35,8 @@ def build_command(
     values, text = load_set_recipe(recipe, folder=place)
     earlier = {where: read_card(where) for where in dict.fromkeys([out, recipe.parent]) if is_set(where)}
     now = list_sources(values, place) if earlier else []
+    if out in earlier:
+        refuse_to_replace(out, [place / source.path for source in now])
     for where, card in earlier.items():
         for name in changed_sources(card, now):
             errors.print(f"[yellow]note:[/] {name} is not what it was when {where} was built")

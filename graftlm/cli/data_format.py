@@ -77,7 +77,7 @@ def format_command(
     from graftlm.data.task_fields import Columns, choose_columns, columns_of, expand_row, join_rows, same_columns
     from graftlm.data.task_template import load_task_template
 
-    check_out(out)
+    check_out(out, file, split_file, join)
     if template.startswith("promptsource:"):
         given = (demonstrations != "0", few_shot_ratio is not None, inverted, split_file or join, descriptions)
         _refuse_for_promptsource(*given)
@@ -215,13 +215,17 @@ def _numbers(text: str | None) -> tuple[int, ...]:
         raise UserError(f"--descriptions {text}: expected numbers, such as 1,3,5") from None
 
 
-def check_out(out: Path) -> None:
-    """Raises UserError where the output cannot be of a known kind."""
+def check_out(out: Path, *read: str | None) -> None:
+    """Raises UserError where the output cannot be of a known kind, or would replace what is read."""
+    from graftlm.data.readers import find_sources
+    from graftlm.data.sets import refuse_to_replace
+
     if out.suffix == ".jsonl":
         if not out.parent.is_dir():
             raise UserError(f"--out {out}: there is no folder {out.parent}")
     elif out.suffix:
         raise UserError(f"--out {out}: expected a file that ends in .jsonl, or the folder of a set")
+    refuse_to_replace(out, [name for path in read if path is not None for name in find_sources(path)])
 
 
 def _held_out_name(file: str, split: str | None, sample: Iterable[dict[str, Any]]) -> str:

@@ -106,6 +106,15 @@ def is_set(path: Path) -> bool:
     return (path / CARD).is_file() and any(path.glob("shard-*.parquet"))
 
 
+def refuse_to_replace(out: Path, sources: Iterable[str | Path]) -> None:
+    """Raises UserError where one of the ``sources`` is the output, or lies in it: writing would destroy it."""
+    place = out.expanduser().resolve()
+    for source in sources:
+        found = Path(source).expanduser().resolve()
+        if place in (found, *found.parents):
+            raise UserError(f"--out {out}: {source} is read, and would be replaced", hint="Choose another name.")
+
+
 def write_set(
     folder: str | Path,
     instances: Iterable[Instance],

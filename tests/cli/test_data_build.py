@@ -44,3 +44,15 @@ def test_mistakes(cli: Cli, tmp_path: Path):
     assert ended.code == 2
     assert "recipe.yaml has 3 errors" in ended.err
     assert not (tmp_path / "set").exists()
+
+
+def test_a_source_is_not_replaced(cli: Cli, tmp_path: Path):
+    write_rows(tmp_path / "animals.jsonl", animal_rows(10))
+    (tmp_path / "one.yaml").write_text("sources: {animals: {path: animals.jsonl}}\n")
+    (tmp_path / "two.yaml").write_text("sources: {again: {path: set}}\n")
+    assert cli("data", "build", "one.yaml", "--out", "set").code == 0
+    before = (tmp_path / "set" / "recipe.yaml").read_bytes()
+    ended = cli("data", "build", "two.yaml", "--out", "set")
+    assert ended.code == 2
+    assert "is read, and would be replaced" in ended.err
+    assert (tmp_path / "set" / "recipe.yaml").read_bytes() == before

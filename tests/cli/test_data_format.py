@@ -205,3 +205,16 @@ def test_rows_that_are_no_demonstrations_are_counted(cli: Cli, tmp_path: Path):
     )
     assert "no demonstration of 1: label 'mixed' is not in the template's list (train.jsonl:13)\n" in ended.out
     assert "no demonstration of 1: nothing in column 'text' (train.jsonl:14)\n" in ended.out
+
+
+def test_what_is_read_is_not_replaced(cli: Cli, tmp_path: Path):
+    save(tmp_path / "train.jsonl", MOODS)
+    save(tmp_path / "more.jsonl", MOODS)
+    before = (tmp_path / "train.jsonl").read_bytes()
+    arguments = ("data", "format", "train.jsonl", "--template", "sentiment", "--out")
+    ended = cli(*arguments, "./train.jsonl")
+    assert ended.code == 2
+    assert "--out train.jsonl: train.jsonl is read, and would be replaced" in ended.err
+    ended = cli(*arguments, "more.jsonl", "--demonstrations", 1, "--split-file", "more.jsonl")
+    assert "more.jsonl is read, and would be replaced" in ended.err
+    assert (tmp_path / "train.jsonl").read_bytes() == (tmp_path / "more.jsonl").read_bytes() == before
