@@ -92,6 +92,11 @@ def collect(
     _print(report)
     console.print(f"\n{report.read:,} rows in {seconds:.0f} s ({report.read / max(seconds, 1e-9):,.0f} rows/s)")
     console.print(f"prompts in {out}, the account in {out / 'report.json'}", markup=False, soft_wrap=True)
+    if not report.kept:
+        raise UserError(
+            f"{out}: no prompt is left of {report.read:,} rows",
+            hint="The reasons are above; --consent-value names the mark that means yes.",
+        )
     if demonstrations is not None:
         console.print(f"demonstrations go into {demonstrations}", markup=False, soft_wrap=True)
 

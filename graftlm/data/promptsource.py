@@ -269,9 +269,14 @@ def _no_template(reference: str, name: str, known: list[str]) -> UserError:
     if not name:
         return UserError(f"'{reference}' names no template", hint=f"Write FILE#dataset/name, for example #{known[0]}")
     dataset = name.partition("/")[0]
-    near = [key for key in known if key.partition("/")[0] == dataset]
-    sets = list(dict.fromkeys(key.partition("/")[0] for key in known))
-    return unknown_name("template", name, near) if near else unknown_name("data set of templates", dataset, sets)
+    subset = "/".join(name.split("/")[:2])
+    for near in (
+        [key for key in known if key.startswith(subset + "/")],
+        list(dict.fromkeys("/".join(key.split("/")[:2]) for key in known if key.startswith(dataset + "/"))),
+    ):
+        if near:
+            return unknown_name("template", name, near)
+    return unknown_name("data set of templates", dataset, list(dict.fromkeys(key.partition("/")[0] for key in known)))
 
 
 def _render(template: PromptTemplate, pattern: jinja2.Template, values: dict[str, Any], draw: str) -> str:

@@ -272,7 +272,11 @@ def _read(path: Path) -> Any:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"task template {path}{where}: {error.problem}") from error
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"task template {path}: not UTF-8, at byte {error.start}", hint="Save it as UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"task template {path}: the file cannot be read: {error.strerror}") from error
+    except YAMLError as error:
         raise UserError(f"task template {path}: {error}") from error
 
 

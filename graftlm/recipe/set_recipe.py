@@ -186,8 +186,10 @@ def load_set_recipe(path: str | Path, *, folder: Path | None = None) -> tuple[Se
     file = Path(path).expanduser()
     try:
         text = file.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the recipe {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the recipe {path} is not UTF-8, at byte {error.start}", hint="Save it as UTF-8.") from error
     return parse_set_recipe(text, str(path), folder=folder or file.resolve().parent), text
 
 

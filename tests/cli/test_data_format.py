@@ -218,3 +218,16 @@ def test_what_is_read_is_not_replaced(cli: Cli, tmp_path: Path):
     ended = cli(*arguments, "more.jsonl", "--demonstrations", 1, "--split-file", "more.jsonl")
     assert "more.jsonl is read, and would be replaced" in ended.err
     assert (tmp_path / "train.jsonl").read_bytes() == (tmp_path / "more.jsonl").read_bytes() == before
+
+
+def test_unreadable_templates_and_recipes(cli: Cli, tmp_path: Path):
+    save(tmp_path / "train.jsonl", MOODS)
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    (tmp_path / "folder").mkdir()
+    arguments = ("data", "format", "train.jsonl", "--out", "out.jsonl", "--template")
+    assert "task template latin.yaml: not UTF-8, at byte 9" in cli(*arguments, "latin.yaml").err
+    assert "task template folder: the file cannot be read: Is a directory" in cli(*arguments, "folder").err
+    assert "latin.yaml is not UTF-8, at byte 9" in cli("data", "build", "latin.yaml", "--out", "set").err
+    assert (
+        "none.yaml cannot be read: No such file or directory\n" in cli("data", "build", "none.yaml", "--out", "s").err
+    )

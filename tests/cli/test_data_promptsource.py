@@ -14,6 +14,8 @@ TEMPLATES = [
     {"dataset": "reviews", "name": "one", "jinja": "{{sentence}} Good?|||{{answer_choices[label]}}"}
     | {"answer_choices": "no ||| yes", "languages": ["en"]},
     {"dataset": "reviews", "name": "two", "jinja": "{% if label == 1 %}What is good?|||{{sentence}}{% endif %}"},
+    {"dataset": "arts", "subset": "film", "name": "three", "jinja": "{{title}}|||{{label}}"},
+    {"dataset": "arts", "subset": "film", "name": "four", "jinja": "{{title}}|||{{label}}"},
 ]
 ROWS = [
     {"text": "A fine film.", "label": "positive"},
@@ -78,6 +80,8 @@ def test_all_templates_to_a_set(cli: Cli, tmp_path: Path):
         ("#reviews/one", [*OPTIONS, "--label", "mixed=neither"], "knows labels by number, and 'neither' is none"),
         ("#reviews/one", [*OPTIONS, "--demonstrations", "2"], "they take no demonstrations, joins or inverted tasks"),
         ("#reviews/three", OPTIONS, "unknown template 'reviews/three'"),
+        ("#arts/film/tree", OPTIONS, "unknown template 'arts/film/tree'; there are: arts/film/four, arts/film/three →"),
+        ("#arts/fim", OPTIONS, "unknown template 'arts/fim'; there are: arts/film →"),
         ("", OPTIONS, "names no template"),
     ],
 )

@@ -106,6 +106,8 @@ def check_sheet(
         UserError: the file lacks a column, or the folder asked for no demonstrations.
     """
     asked_file = Path(folder) / ASKED
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: there is no such folder", hint="Name the one that data collect wrote.")
     if not asked_file.is_file():
         raise UserError(f"{folder}: no demonstrations were asked for here", hint="data collect … --demonstrations FILE")
     asked = set(asked_file.read_text(encoding="utf-8").split())

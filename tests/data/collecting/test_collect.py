@@ -238,3 +238,11 @@ def test_bad_shares(log, tmp_path, shares):
     path = log([row("Why?")])
     result = CliRunner().invoke(app, ["collect", str(path), "--out", str(tmp_path / "out"), "--splits", shares])
     assert isinstance(result.exception, UserError)
+
+
+def test_nothing_left_is_an_error(log, tmp_path):
+    path = log([row("What is rain?"), row("What is snow?", consent=False)])
+    arguments = ["collect", str(path), "--out", str(tmp_path / "out"), "--consent-value", "v2"]
+    result = CliRunner().invoke(app, arguments)
+    assert "no prompt is left of 2 rows" in str(result.exception)
+    assert "2 consent not given" in result.output

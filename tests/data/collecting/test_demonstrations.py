@@ -107,6 +107,8 @@ def test_refused(folder, write, tmp_path):
         check_sheet(write("back.jsonl", [{"id": "x", "prompt": "y"}]), folder)
     with pytest.raises(UserError, match="no demonstrations were asked for"):
         check_sheet(tmp_path / "sheet.jsonl", tmp_path)
+    with pytest.raises(UserError, match="there is no such folder"):
+        check_sheet(tmp_path / "sheet.jsonl", tmp_path / "none")
     with pytest.raises(UserError, match="may hold demonstrations"):
         collect([tmp_path / "log.jsonl"], folder, demonstrations=tmp_path / "sheet.jsonl")
 
