@@ -87,7 +87,7 @@ def test_no_rows_are_no_score() -> None:
 
 def test_an_unknown_metric_names_those_that_there_are() -> None:
     with pytest.raises(
-        UserError, match="unknown metric 'mathews'; there are: accuracy, exact, f1, matthews, perp"
+        UserError, match="unknown metric 'mathews'; there are: accuracy, exact, f1, loss, matthews, perp"
     ) as e:
         metric_named("mathews")
     assert e.value.hint == "Did you mean 'matthews'?"
