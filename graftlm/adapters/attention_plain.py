@@ -25,29 +25,15 @@ def attend_plainly(
 ) -> torch.Tensor:
     """Attention without anything of ours: (rows, queries, heads, width)."""
     with threads_for(READ * (key.numel() + value.numel())):
-        return _attend(module, query, key, value, mask, position_bias, is_causal, softcap, kwargs)
-
-
-def _attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    position_bias: torch.Tensor | None,
-    is_causal: bool,
-    softcap: float | None,
-    kwargs: dict[str, Any],
-) -> torch.Tensor:
-    if softcap is None:
-        output: torch.Tensor
+        if softcap is not None:
+            return _capped(query, key, value, mask, is_causal, softcap, kwargs["scaling"])
         if query.shape[2] == 1 and query.shape[1] > key.shape[1] and position_bias is None:
             return _attend_in_groups(query, key, value, mask, kwargs.get("scaling"))
+        output: torch.Tensor
         output, _ = sdpa_attention_forward(
             module, query, key, value, mask, is_causal=is_causal, position_bias=position_bias, **kwargs
         )
         return output
-    return _capped(query, key, value, mask, is_causal, softcap, kwargs["scaling"])
 
 
 def _attend_in_groups(
