@@ -12,9 +12,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from graftlm.cli._open import check_folders
 from graftlm.cli.console import as_size, console
 from graftlm.errors import UserError
+from graftlm.evaluation.speakers import check_folders
 
 app = typer.Typer(help="List, show, rename and remove adapter folders.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="An adapter's folder.")]

@@ -39,8 +39,8 @@ from graftlm.cli.console import console, errors, print_error
 from graftlm.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from graftlm.cli._open import Opened, Speaker
     from graftlm.data.instances import Message
+    from graftlm.evaluation.speakers import Opened, Speaker
     from graftlm.generation.engine import Engine
     from graftlm.generation.requests import Request, SamplingSettings
 
@@ -81,7 +81,7 @@ def chat(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Talk to adapters: switch between them with /use NAME, or see them side by side with /all."""
-    from graftlm.cli._open import check_folders, open_adapters
+    from graftlm.evaluation.speakers import check_folders, open_adapters
 
     check_folders(adapters or [])
     if any(not text.strip() for text in message or []):

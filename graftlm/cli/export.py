@@ -12,7 +12,7 @@ from graftlm.cli.console import as_size, console
 from graftlm.errors import UserError
 
 if TYPE_CHECKING:
-    from graftlm.cli._open import Opened
+    from graftlm.evaluation.speakers import Opened
 
 
 def export(
@@ -35,7 +35,7 @@ def export(
     """
     if out.exists() and not force:
         raise UserError(f"{out} exists already", hint="Choose another folder, or add --force to replace it.")
-    from graftlm.cli._open import check_folders, open_adapters
+    from graftlm.evaluation.speakers import check_folders, open_adapters
 
     check_folders(adapters)
     from graftlm.adapters.merge import export_merged

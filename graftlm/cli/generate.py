@@ -47,10 +47,10 @@ from graftlm.cli.console import console, errors
 from graftlm.errors import UserError
 
 if TYPE_CHECKING:
-    from graftlm.cli._open import Opened, Speaker
     from graftlm.cli._prompts import Prompt
     from graftlm.data.instances import Message
     from graftlm.evaluation.labels import Predictor
+    from graftlm.evaluation.speakers import Opened, Speaker
     from graftlm.generation.engine import Engine
     from graftlm.generation.requests import Completion, Request, SamplingSettings
 
@@ -122,8 +122,8 @@ def generate(
 
     Adapters with a head give the likeliest label, or one for each word, with its probability.
     """
-    from graftlm.cli._open import check_folders, open_adapters
     from graftlm.cli._prompts import read_prompts
+    from graftlm.evaluation.speakers import check_folders, open_adapters
 
     check_folders(adapter or [])
     if out.exists() and not resume:

@@ -15,13 +15,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from graftlm import AdaptedModel, LoRA
-from graftlm.cli._open import Opened, find_adapters, open_adapters
 from graftlm.cli._prompts import read_prompts
 from graftlm.cli.chat import Chat, chat
 from graftlm.cli.generate import generate
 from graftlm.data.instances import Message
 from graftlm.data.templates import resolve_chat_template
 from graftlm.errors import UserError
+from graftlm.evaluation.speakers import Opened, find_adapters, open_adapters
 from graftlm.generation import Engine, SamplingSettings
 from tests.families import randomise
 
@@ -57,7 +57,7 @@ def talk(opened: Opened) -> Chat:
 @pytest.fixture
 def reuse(monkeypatch: pytest.MonkeyPatch, opened: Opened) -> None:
     """Commands get the opened adapters, which spares loading the base again."""
-    monkeypatch.setattr("graftlm.cli._open.open_adapters", lambda *_args, **_settings: opened)
+    monkeypatch.setattr("graftlm.evaluation.speakers.open_adapters", lambda *_args, **_settings: opened)
 
 
 def run(command: Callable[..., None], *arguments: str | Path, given: str | None = None) -> Result:

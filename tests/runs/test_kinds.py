@@ -13,9 +13,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 from graftlm import AdaptedModel
 from graftlm.adapters.merge import export_merged
 from graftlm.base.loading import load_tokenizer
-from graftlm.cli._open import open_adapters
 from graftlm.cli.generate import generate
 from graftlm.errors import UserError
+from graftlm.evaluation.speakers import open_adapters
 from graftlm.generation.engine import Engine
 from graftlm.generation.requests import Request
 from graftlm.recipe import recipe_from_dict

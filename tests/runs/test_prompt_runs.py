@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from graftlm.adapters.p_tuning import EncodedVectors
-from graftlm.cli._open import open_adapters
 from graftlm.cli.app import app
 from graftlm.cli.export import export
 from graftlm.data.instances import Message
 from graftlm.data.prompt_template import PromptTemplate
 from graftlm.errors import UserError
+from graftlm.evaluation.speakers import open_adapters
 from graftlm.generation import Engine, SamplingSettings
 from graftlm.runs import PreparedRun, RunFolder, execute, locked, set_up
 from graftlm.runs.execute import _with_room
