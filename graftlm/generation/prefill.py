@@ -104,33 +104,12 @@ class Read:
 def read(model: AdaptedModel, jobs: Sequence[Job], tokens: int) -> Read:
     """Read the next part of each job's prompt, at most ``tokens`` of it, in one pass of the model.
 
-    All rows read equally many tokens, the last ones of their part: one that has less to read reads some again that its
-    piece holds, or is padded on the left. Where it fails, for want of memory, the jobs are as before.
+    Where it fails, for want of memory, the jobs are as before.
     """
     totals = [job.done + min(job.rest, tokens) for job in jobs]
-    new = max(total - job.done for job, total in zip(jobs, totals, strict=True))
-    cached = [max(total - new, 0) for total in totals]
-    table = Columns(len(jobs), max(cached) + new)
-    table.start([None if job.piece is None else job.piece.cut(size) for job, size in zip(jobs, cached, strict=True)])
-    ids = torch.zeros(len(jobs), new, dtype=torch.int64)
-    for number, (job, total) in enumerate(zip(jobs, totals, strict=True)):
-        part = job.prompt[max(total - new, 0) : total]
-        ids[number, new - len(part) :] = torch.tensor(part)
-    ends = torch.tensor(totals)[:, None]
-    positions = (torch.arange(-new, 0) + ends).clamp(min=0)
-    mask = None
-    if min(totals) < table.width:
-        mask = (torch.arange(-table.width, 0) + ends >= 0).to(torch.int64).to(model.device)
     stacks = [job.stack for job in jobs]
-    states = model.hidden(
-        ids.to(model.device),
-        mask,
-        adapters=Routing.of_rows(stacks, new),
-        past_key_values=table,
-        position_ids=positions.to(model.device),
-        use_cache=True,
-    ).last_hidden_state
-    table.finish(new, totals)
+    states, table = go_on(model, [job.prompt for job in jobs], totals, stacks, [job.piece for job in jobs])
+    new = states.shape[1]
     scores = {
         job: _prompt_scores(model, job, total, states[number, new - (total - job.done) :])
         for number, (job, total) in enumerate(zip(jobs, totals, strict=True))
@@ -148,6 +127,48 @@ def read(model: AdaptedModel, jobs: Sequence[Job], tokens: int) -> Read:
             if row.sampling.prompt_log_probs:
                 row.prompt_log_probs = [*(row.prompt_log_probs or []), *scores[job]]
     return Read(done, logits)
+
+
+def go_on(
+    model: AdaptedModel,
+    sequences: Sequence[Sequence[int]],
+    totals: Sequence[int],
+    stacks: Sequence[Stack],
+    pieces: Sequence[Piece | None],
+) -> tuple[torch.Tensor, Columns]:
+    """Read the first ``totals[n]`` tokens of each sequence on from what its piece holds, in one pass of the model.
+
+    All rows read equally many tokens, the last ones before their total: one that has less to read reads some again that
+    its piece holds, or is padded on the left.
+
+    Returns:
+        the last hidden states of the tokens read, (sequences, tokens, hidden), ending at the totals; and the table of
+        keys and values, with a slot for each sequence.
+    """
+    done = [0 if piece is None else piece.length for piece in pieces]
+    new = max(total - had for total, had in zip(totals, done, strict=True))
+    cached = [max(total - new, 0) for total in totals]
+    table = Columns(len(sequences), max(cached) + new)
+    table.start([None if piece is None else piece.cut(size) for piece, size in zip(pieces, cached, strict=True)])
+    ids = torch.zeros(len(sequences), new, dtype=torch.int64)
+    for number, (sequence, total) in enumerate(zip(sequences, totals, strict=True)):
+        part = sequence[max(total - new, 0) : total]
+        ids[number, new - len(part) :] = torch.tensor(part)
+    ends = torch.tensor(totals)[:, None]
+    positions = (torch.arange(-new, 0) + ends).clamp(min=0)
+    mask = None
+    if min(totals) < table.width:
+        mask = (torch.arange(-table.width, 0) + ends >= 0).to(torch.int64).to(model.device)
+    states: torch.Tensor = model.hidden(
+        ids.to(model.device),
+        mask,
+        adapters=Routing.of_rows(stacks, new),
+        past_key_values=table,
+        position_ids=positions.to(model.device),
+        use_cache=True,
+    ).last_hidden_state
+    table.finish(new, totals)
+    return states, table
 
 
 def _prompt_scores(model: AdaptedModel, job: Job, stop: int, states: torch.Tensor) -> list[float | None]:
