@@ -10,8 +10,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,29 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: as for :func:`write_folder`.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.part")
-        try:
-            fresh.write_text(text, encoding="utf-8")
-            _sync(fresh)
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
+    write_texts({path: text})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Make or replace files that belong together: none takes its place before all are on the disk.
+
+    Raises:
+        UserError: as for :func:`write_folder`.
+    """
+    fresh = {path: path.with_name(f".{path.name}.part") for path in texts}
+    try:
+        for path, text in texts.items():
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fresh[path].write_text(text, encoding="utf-8")
+                _sync(fresh[path])
+        for path in texts:
+            with disk_errors(path):
+                fresh[path].replace(path)
+    finally:
+        for part in fresh.values():
+            with suppress(OSError):
+                part.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

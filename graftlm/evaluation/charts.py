@@ -87,7 +87,7 @@ def shared_loss_axis(curves: Sequence[Curve]) -> Axis:
     # The lowest single steps are noise: a step of two tokens may have almost no loss.
     floor = min([*held_out, *([float(np.quantile(train, 0.02))] if train else [])])
     if floor > 0 and high / floor > LOG_RATIO:
-        return _log_axis(floor, high)
+        return log_axis(floor, high)
     return linear_axis(low, high)
 
 
@@ -106,7 +106,8 @@ def linear_axis(low: float, high: float, *, label: Callable[[float], str] | None
     return Axis(low, high, False, tuple(Tick(100 * _place(v, low, high, False), text(v)) for v in marks))
 
 
-def _log_axis(low: float, high: float) -> Axis:
+def log_axis(low: float, high: float, *, label: Callable[[float], str] | None = None) -> Axis:
+    """A logarithmic axis a little wider than its values, all above 0, with marks at 1, 2 and 5 or at decades."""
     low, high = low / 1.15, high * 1.15
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     marks = [factor * 10.0**power for power in decades for factor in (1, 2, 5)]
@@ -114,7 +115,8 @@ def _log_axis(low: float, high: float) -> Axis:
     if len(marks) > 6:  # whole decades, and not all of them where there are many
         whole = [mark for mark in marks if round(math.log10(mark), 6).is_integer()]
         marks = whole[:: math.ceil(len(whole) / 6)]
-    ticks = tuple(Tick(100 * _place(mark, low, high, True), f"{mark:g}") for mark in marks)
+    text = label or (lambda value: f"{value:g}")
+    ticks = tuple(Tick(100 * _place(mark, low, high, True), text(mark)) for mark in marks)
     return Axis(low, high, True, ticks)
 
 

@@ -49,13 +49,26 @@ class Versus:
 
 
 @dataclass(frozen=True)
+class Bin:
+    """Rows whose answers a model was about equally sure of: its mean confidence, the share that is right, how many."""
+
+    confidence: float
+    right: float
+    rows: int
+
+
+@dataclass(frozen=True)
 class TaskScore:
-    """One model on one task: each measure with its interval, the primary first. ``failed``: rows without a result."""
+    """One model on one task: each measure with its interval, the primary first. ``failed``: rows without a result.
+
+    ``bins``: for a reliability diagram, by rising confidence; none where confidence is not measured.
+    """
 
     model: str
     measures: Mapping[str, Interval]
     failed: int = 0
     over_base: Versus | None = None
+    bins: tuple[Bin, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from graftlm.base.files import write_folder, write_json, write_text
+from graftlm.base.files import write_folder, write_json, write_text, write_texts
 from graftlm.errors import UserError
 
 
@@ -166,3 +166,24 @@ def test_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             write_text(path, "new")
     assert path.read_text(encoding="utf-8").startswith("{")
     assert os.listdir(path.parent) == ["report.json"]
+
+
+def test_files_that_belong_together_are_all_new_or_all_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = tmp_path / "one.md", tmp_path / "two.json"
+    write_texts({one: "old", two: "old"})
+    write = Path.write_text
+
+    def full_at_the_second(path: Path, *rest: object, **more: object) -> int:
+        if "two" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, *rest, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full_at_the_second)
+        with pytest.raises(UserError, match=r"disk is full: .*two\.json"):
+            write_texts({one: "new", two: "new"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one.md": "old", "two.json": "old"}
+    write_texts({one: "new", two: "new"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one.md": "new", "two.json": "new"}
+    with pytest.raises(UserError):
+        write_texts({one / "below": "new"})
