@@ -66,19 +66,14 @@ def preview(
 
     find_sources(file)  # a misspelt path is told before torch is imported, which takes seconds
     from graftlm.data.labelled import choose_rendering
-    from graftlm.data.prepare import load_instances, prepare
+    from graftlm.data.prepare import check_variables, load_instances, prepare
     from graftlm.data.templates import resolve_chat_template
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        loaded = load_instances(
-            file,
-            prompt=prompt,
-            answer=answer,
-            system=system,
-            variables=parse_variables(variable or []),
-            split=split,
-        )
+        values = parse_variables(variable or [])
+        loaded = load_instances(file, prompt=prompt, answer=answer, system=system, variables=values, split=split)
+    check_variables(values, loaded.counts)
     from graftlm.base.loading import base_kind, load_tokenizer  # takes seconds, and a bad file is known without it
 
     tokenizer = load_tokenizer(base)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graftlm.cli.console import as_duration, console, errors
+from graftlm.errors import UserError
 
 if TYPE_CHECKING:
     from graftlm.data.sets import SetCard
@@ -27,12 +28,18 @@ def build_command(
 ) -> None:
     """Read, filter, split and mix instances into a set, which the same recipe and files give again bit for bit."""
     from graftlm.data.sets import is_set, read_card, refuse_to_replace
+    from graftlm.recipe.problems import RecipeError
     from graftlm.recipe.set_recipe import load_set_recipe
     from graftlm.runs.build_set import build_set
     from graftlm.runs.set_sources import changed_sources, list_sources
 
     place = (folder or recipe.expanduser().parent).expanduser().resolve()
-    values, text = load_set_recipe(recipe, folder=place)
+    try:
+        values, text = load_set_recipe(recipe, folder=place)
+    except RecipeError as error:
+        if folder is not None or not is_set(recipe.parent):
+            raise
+        raise RecipeError(str(recipe), error.problems, hint=_folder_hint(recipe)) from error
     earlier = {where: read_card(where) for where in dict.fromkeys([out, recipe.parent]) if is_set(where)}
     now = list_sources(values, place) if earlier else []
     if out in earlier:
@@ -42,7 +49,7 @@ def build_command(
             errors.print(f"[yellow]note:[/] {name} is not what it was when {where} was built")
     begin = time.monotonic()
     with _progress() as progress:
-        built = build_set(values, out, folder=place, text=text, progress=progress)
+        built = build_set(values, out, folder=place, text=text, overwrite=True, progress=progress)
     _print_card(built, out)
     console.print(f"built in {as_duration(time.monotonic() - begin)}; what is in it: {out / 'card.md'}", markup=False)
     for where, card in earlier.items():
@@ -51,6 +58,20 @@ def build_command(
         then, now_made = card.notes.get("versions"), built.notes["versions"]
         if card.sha256 != built.sha256 and then not in (None, now_made):
             console.print(f"that was made with {then}, this with {now_made}", markup=False, soft_wrap=True)
+
+
+def _folder_hint(recipe: Path) -> str:
+    """What to say where the recipe that lies in a set finds its files nowhere near."""
+    from graftlm.recipe.set_recipe import load_set_recipe
+
+    said = "This recipe lies in the set that was built of it, and its paths are relative to where it was built from: "
+    for place in (Path.cwd(), *recipe.resolve().parent.parents):
+        try:
+            load_set_recipe(recipe, folder=place)
+        except UserError:
+            continue
+        return f"{said}--folder {'.' if place == Path.cwd() else place}"
+    return f"{said}--folder FOLDER"
 
 
 @contextmanager

@@ -55,9 +55,11 @@ def collect(
     """Collect training prompts from query logs: consented, without personal data and duplicates."""
     from graftlm.data.collecting.collect import Settings
     from graftlm.data.collecting.collect import collect as run
-    from graftlm.data.collecting.folder import TABLE, read_corrections
+    from graftlm.data.collecting.folder import check_free, read_corrections
     from graftlm.data.collecting.use_cases import use_cases
 
+    if not overwrite:
+        check_free(out)  # before anything else is made, such as a salt
     settings = Settings(
         prompt=prompt,
         user=user,
@@ -71,11 +73,6 @@ def collect(
         similarity=similarity,
         salt=None if salt_file is None else _salt(salt_file),
     )
-    if (out / TABLE).exists() and not overwrite:
-        raise UserError(
-            f"{out}: there is a collection already",
-            hint="--overwrite replaces it; corrections by hand are kept by --corrections.",
-        )
     by_hand = read_corrections(corrections, use_cases()) if corrections else {}
     start = time.perf_counter()
     with _progress() as seen:
@@ -86,17 +83,13 @@ def collect(
             corrections=by_hand,
             demonstrations=demonstrations,
             most_demonstrations=demonstration_rows,
+            overwrite=overwrite,
             progress=seen,
         )
     seconds = time.perf_counter() - start
     _print(report)
     console.print(f"\n{report.read:,} rows in {seconds:.0f} s ({report.read / max(seconds, 1e-9):,.0f} rows/s)")
     console.print(f"prompts in {out}, the account in {out / 'report.json'}", markup=False, soft_wrap=True)
-    if not report.kept:
-        raise UserError(
-            f"{out}: no prompt is left of {report.read:,} rows",
-            hint="The reasons are above; --consent-value names the mark that means yes.",
-        )
     if demonstrations is not None:
         console.print(f"demonstrations go into {demonstrations}", markup=False, soft_wrap=True)
 
@@ -121,8 +114,15 @@ def check_demonstrations(
     if checked.problems:
         raise UserError(
             f"{file}: {checked.problems.total():,} prompts or rows with a problem",
-            hint="The good rows are written. Mend the others and check again." if out or out_set else None,
+            hint=_what_now(checked.good, bool(out or out_set)),
         )
+
+
+def _what_now(good: int, wanted: bool) -> str | None:
+    if not wanted:
+        return None
+    done = "The good rows are written. Mend the others" if good else "Nothing is written. Mend them"
+    return f"{done} and check again."
 
 
 def _shares(text: str) -> tuple[float, float, float]:

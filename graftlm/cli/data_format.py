@@ -279,7 +279,7 @@ def write_instances(
         files += [(name, "") for other in others for name in find_sources(other)]
         sources = [describe_source(name, licence=theirs) for name, theirs in files if Path(name).is_file()]
         card = SetCard(sources=sources, dropped=counts.dropped, examples=counts.examples)
-        write_set(out, rows, card, split=lambda _: split or "train")
+        write_set(out, rows, card, split=lambda _: split or "train", overwrite=True)
         return
     part = out.with_name(out.name + ".part")
     try:

@@ -223,7 +223,9 @@ class Sandbox(SandboxedEnvironment):
     def position(self, value: Any) -> Any:
         """A place in a list of words, which a label gives."""
         if isinstance(value, str):
-            raise BadValue("a label is text where its number is due (give the words in order: classes)")
+            raise BadValue(
+                "a label is text where its number is due (say the numbers with --label, or with classes in a recipe)"
+            )
         if isinstance(value, int | float) and value < 0:
             raise BadValue("a label is negative: the row is not labelled")
         return int(value) if isinstance(value, float) and value.is_integer() else value

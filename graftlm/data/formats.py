@@ -92,20 +92,18 @@ def recognise(
 
 
 def fill(messages: Sequence[Message], variables: Mapping[str, str]) -> tuple[tuple[Message, ...], list[str]]:
-    """Replace ``{{name}}`` in the contents; also gives the names that nothing replaces."""
+    """Replace ``{{name}}`` in the contents; also gives all names that stand there, replaced or not."""
     if not any("{{" in m.content for m in messages):
         return tuple(messages), []
-    missing: list[str] = []
+    names: list[str] = []
 
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
-        if name not in variables:
-            missing.append(name)
-            return match.group(0)
-        return variables[name]
+        names.append(name)
+        return variables.get(name, match.group(0))
 
-    filled = (Message(m.role, _PLACEHOLDER.sub(value, m.content), m.train) for m in messages)
-    return tuple(filled), missing
+    filled = tuple(Message(m.role, _PLACEHOLDER.sub(value, m.content), m.train) for m in messages)
+    return filled, names
 
 
 def check(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -20,7 +20,7 @@ from graftlm.data.readers import find_sources, read_rows
 from graftlm.data.rendering import PROMPT_FILLS, Conversations, Rendering
 from graftlm.data.sets import default_split, is_set, read_set
 from graftlm.data.templates import ChatTemplate
-from graftlm.errors import UserError
+from graftlm.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +37,7 @@ class RowCounts:
 
     ``truncated`` and ``dropped`` count by reason, ``examples`` gives some places ("file:row") of each reason.
     ``duplicates`` are kept rows that are equal to an earlier one; ``unused`` are rows no demonstration was made of.
+    ``unfilled`` and ``filled`` count the ``{{name}}`` placeholders without a value, and those with one.
     """
 
     rows: int = 0
@@ -47,6 +48,7 @@ class RowCounts:
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     unfilled: dict[str, int] = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, source: str, row: int) -> None:
@@ -65,7 +67,7 @@ class RowCounts:
         """Another account on top of this one."""
         for name in ("rows", "read", "kept", "duplicates"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("truncated", "dropped", "unfilled"):
+        for name in ("truncated", "dropped", "unfilled", "filled"):
             table = getattr(self, name)
             for reason, number in getattr(other, name).items():
                 table[reason] = table.get(reason, 0) + number
@@ -146,6 +148,19 @@ def load_instances(
     return Instances(items, named, counts, tuple(dict.fromkeys(ignored)))
 
 
+def check_variables(variables: Mapping[str, str] | None, counts: RowCounts) -> None:
+    """Raises UserError where a value is given for a ``{{name}}`` that no row has, with the names that there are."""
+    known = sorted({*counts.filled, *counts.unfilled})
+    for name in variables or {}:
+        if name not in known:
+            there = f"there are: {', '.join(known)}" if known else "they have no {{…}} at all"
+            guess = nearest(name, known)
+            raise UserError(
+                f"a value is given for {{{{{name}}}}}, which no row has; {there}",
+                hint=f"Did you mean '{guess}'?" if guess else "Leave it out: it fills in texts, and sets nothing else.",
+            )
+
+
 @dataclass(frozen=True)
 class Reading:
     """Instances as they are read, how ("Alpaca"), and the columns that are not used."""
@@ -216,12 +231,13 @@ def _checked(instance: Instance, variables: Mapping[str, str], counts: RowCounts
     """The instance with its variables filled in, if its messages are a conversation."""
     counts.read += 1
     try:
-        messages, missing = fill(check(instance.messages), variables)
+        messages, names = fill(check(instance.messages), variables)
     except RowProblem as problem:
         counts.drop(problem.reason, instance.source, instance.row)
         return
-    for name in missing:
-        counts.unfilled[name] = counts.unfilled.get(name, 0) + 1
+    for name in names:
+        table = counts.filled if name in variables else counts.unfilled
+        table[name] = table.get(name, 0) + 1
     yield replace(instance, messages=messages)
 
 

@@ -20,10 +20,11 @@ from graftlm.base.files import write_folder, write_json
 from graftlm.data.instances import ORIGINS, Instance, Message, Provenance
 from graftlm.errors import UserError
 
-CARD, CARD_TEXT = "card.json", "card.md"
+CARD, CARD_TEXT, RECIPE = "card.json", "card.md", "recipe.yaml"
 ROWS_PER_SHARD = 100_000
 GROUP = 2_000  # rows in memory at once
 EXAMPLES = 5  # places kept for each reason
+NAMED = 5  # files that an error names
 _origin = attrgetter(*ORIGINS)
 
 
@@ -115,6 +116,28 @@ def refuse_to_replace(out: Path, sources: Iterable[str | Path]) -> None:
             raise UserError(f"--out {out}: {source} is read, and would be replaced", hint="Choose another name.")
 
 
+def check_replaceable(folder: str | Path, *, overwrite: bool = False, own: Iterable[str] = ()) -> None:
+    """Raises UserError where writing a set to ``folder`` would destroy something.
+
+    That is a folder which is no set, files in a set's folder that are not the set's own (``own`` names further ones
+    that are), and a set itself unless ``overwrite``.
+    """
+    place = Path(folder).expanduser()
+    if not place.is_dir() or not any(place.iterdir()):
+        return
+    if not is_set(place):
+        raise UserError(f"{place} is a folder that is no set, and is not replaced", hint="Choose another folder.")
+    known = {CARD, CARD_TEXT, RECIPE, *own, *(shard.file for shard in read_card(place).shards)}
+    if foreign := sorted(path.name for path in place.iterdir() if path.name not in known):
+        more = f" and {len(foreign) - NAMED:,} more" if len(foreign) > NAMED else ""
+        raise UserError(
+            f"{place} is not replaced: besides the set it holds {', '.join(foreign[:NAMED])}{more}",
+            hint="Move that elsewhere, or choose another folder.",
+        )
+    if not overwrite:
+        raise UserError(f"{place} is a set already", hint="Choose another folder, or give overwrite=True.")
+
+
 def write_set(
     folder: str | Path,
     instances: Iterable[Instance],
@@ -123,17 +146,18 @@ def write_set(
     rows_per_shard: int = ROWS_PER_SHARD,
     split: Callable[[Instance], str] = lambda _: "train",
     files: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> SetCard:
     """Write instances as they come, and the card with what they are; the folder appears whole or not at all.
 
-    ``split`` names the split of an instance; ``files`` are texts to put beside, by name, such as the recipe.
+    ``split`` names the split of an instance; ``files`` are texts to put beside, by name, such as the recipe;
+    ``overwrite`` replaces a set that is there.
 
     Raises:
-        UserError: there is no instance, or the folder holds something else than a set.
+        UserError: there is no instance, or the folder may not be replaced (see :func:`check_replaceable`).
     """
     place = Path(folder).expanduser()
-    if place.is_dir() and any(place.iterdir()) and not is_set(place):
-        raise UserError(f"{place} is a folder that is no set, and is not replaced", hint="Choose another folder.")
+    check_replaceable(place, overwrite=overwrite, own=files or ())
     written: list[SetCard] = []
 
     def fill(fresh: Path) -> None:
@@ -221,7 +245,8 @@ def describe_card(card: SetCard) -> str:
     lines = [
         "# Instruction data",
         "",
-        f"{card.rows:,} instances in {len(card.shards)} shards, sha256 {card.sha256}",
+        f"{card.rows:,} instance{'s' * (card.rows != 1)} in {len(card.shards)} shard{'s' * (len(card.shards) != 1)}, "
+        f"sha256 {card.sha256}",
         "",
     ]
     tables = {"Splits": card.splits, "Tasks": card.tasks, "Templates": card.templates, "Languages": card.languages}

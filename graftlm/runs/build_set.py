@@ -20,7 +20,7 @@ from graftlm.data.instances import Instance
 from graftlm.data.mixing import Mixture, Sampler, Spool, prompt_share, row_key
 from graftlm.data.prepare import RowCounts, read_instances
 from graftlm.data.readers import read_rows
-from graftlm.data.sets import EXAMPLES, SetCard, is_set, read_set, write_set
+from graftlm.data.sets import EXAMPLES, RECIPE, SetCard, check_replaceable, is_set, read_set, write_set
 from graftlm.errors import unknown_name
 from graftlm.recipe.set_recipe import UNSEEN, FilterKeys, MixtureKeys, SetRecipe
 from graftlm.runs.set_sources import files_of, list_sources, read_sources, shown
@@ -30,15 +30,23 @@ EVERY = 1_000  # instances between two calls of progress
 
 
 def build_set(
-    recipe: SetRecipe, out: Path, *, folder: Path, text: str = "", progress: Progress | None = None
+    recipe: SetRecipe,
+    out: Path,
+    *,
+    folder: Path,
+    text: str = "",
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> SetCard:
     """Write the set of a recipe to ``out``; ``folder`` is what its paths are relative to, ``text`` is kept beside.
 
-    ``progress`` is called with the number of instances read so far.
+    ``overwrite`` replaces a set that is there. ``progress`` is called with the number of instances read so far.
 
     Raises:
-        UserError: a source cannot be read or is not what the recipe says, or nothing is left.
+        UserError: a source cannot be read or is not what the recipe says, nothing is left, or ``out`` may not be
+            replaced.
     """
+    check_replaceable(out, overwrite=overwrite)  # before hours of reading
     card = SetCard(sources=list_sources(recipe, folder))
     read: dict[str, RowCounts] = {name: RowCounts() for name in sorted(recipe.sources)}
     stream = _with_progress(read_sources(recipe, folder, read), progress)
@@ -61,8 +69,9 @@ def build_set(
         _account(card, read, sampler, folder)
         taken = _once(sampler.take(), split_of, card) if recipe.mixture.repeat else sampler.take()
         instances = chain(taken, (instance for _, _, instance in others.sorted()))
-        files = {"recipe.yaml": text} if text else {}
-        return write_set(out, instances, card, rows_per_shard=recipe.rows_per_shard, split=split_of, files=files)
+        files = {RECIPE: text} if text else {}
+        rows = recipe.rows_per_shard
+        return write_set(out, instances, card, rows_per_shard=rows, split=split_of, files=files, overwrite=overwrite)
 
 
 def _once(instances: Iterator[Instance], split_of: Callable[[Instance], str], card: SetCard) -> Iterator[Instance]:

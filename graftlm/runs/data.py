@@ -14,7 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from graftlm.adapters.model import AdaptedModel
 from graftlm.data.heads import HeadSettings, with_labels
 from graftlm.data.labelled import choose_rendering
-from graftlm.data.prepare import Instances, PreparedData, RowCounts, load_instances, prepare, split_held_out
+from graftlm.data.prepare import (
+    Instances,
+    PreparedData,
+    RowCounts,
+    check_variables,
+    load_instances,
+    prepare,
+    split_held_out,
+)
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
 from graftlm.recipe import AdapterRecipe, DataSet, Recipe
@@ -133,7 +141,13 @@ def _read(name: str, data_set: DataSet) -> ReadData:
 
     with part_of("data set", name):
         held_out = None if data_set.held_out_from is None else read(*data_set.held_out_from)
-        return ReadData(read(data_set.path, data_set.split), held_out)
+        train = read(data_set.path, data_set.split)
+        seen = RowCounts()
+        for part in (train, held_out):
+            if part is not None:
+                seen.add(part.counts)
+        check_variables(data_set.variables, seen)
+        return ReadData(train, held_out)
 
 
 def _prepare(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.data.instances import Instance, Provenance
-from graftlm.data.prepare import RowCounts, read_instances
+from graftlm.data.prepare import RowCounts, check_variables, read_instances
 from graftlm.data.readers import find_sources, read_rows
 from graftlm.data.sets import SetCard, Source, check_shards, describe_source, is_set, read_card
 from graftlm.errors import UserError
@@ -106,6 +106,10 @@ def read_sources(recipe: SetRecipe, folder: Path, read: dict[str, RowCounts]) ->
                     yield name, instance if origin == instance.provenance else replace(instance, provenance=origin)
             except UserError as error:
                 raise UserError(f"source '{name}': {error.message}", hint=error.hint) from error
+        try:
+            check_variables(source.variables, read[name])
+        except UserError as error:
+            raise UserError(f"source '{name}': {error.message}", hint=error.hint) from error
         _check_dropped(name, source, read[name])
         if empty:
             reasons = "; ".join(f"{number:,} {reason}" for reason, number in read[name].dropped.items())

@@ -38,6 +38,30 @@ def test_build(cli: Cli, tmp_path: Path):
     assert "set: read as a set: 29 rows" in seen.out
 
 
+def test_files_of_others_in_a_set_stay(cli: Cli, tmp_path: Path):
+    """The refusal comes before anything is read, and names the files."""
+    write_rows(tmp_path / "animals.jsonl", animal_rows(10))
+    (tmp_path / "recipe.yaml").write_text("sources: {animals: {path: animals.jsonl}}\n")
+    assert cli("data", "build", "recipe.yaml", "--out", "set").code == 0
+    (tmp_path / "set" / "thesis.txt").write_text("chapter one")
+    ended = cli("data", "build", "recipe.yaml", "--out", "set")
+    assert ended.code == 2
+    assert "set is not replaced: besides the set it holds thesis.txt" in ended.err
+    assert (tmp_path / "set" / "thesis.txt").read_text() == "chapter one"
+    (tmp_path / "set" / "thesis.txt").unlink()
+    assert cli("data", "build", "recipe.yaml", "--out", "set").code == 0
+
+
+def test_a_sets_own_recipe_says_what_its_paths_are_relative_to(cli: Cli, tmp_path: Path):
+    write_rows(tmp_path / "animals.jsonl", animal_rows(10))
+    (tmp_path / "recipe.yaml").write_text("sources: {animals: {path: animals.jsonl}}\n")
+    assert cli("data", "build", "recipe.yaml", "--out", "sets/one").code == 0
+    ended = cli("data", "build", "sets/one/recipe.yaml", "--out", "again")
+    assert ended.code == 2
+    assert "its paths are relative to where it was built from" in ended.err
+    assert "--folder ." in ended.err
+
+
 def test_mistakes(cli: Cli, tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text("sources: {a: {path: none.jsonl, tusk: qa}}\nfilters: {dupes: 1}\n")
     ended = cli("data", "build", "recipe.yaml", "--out", "set")

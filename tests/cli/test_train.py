@@ -50,6 +50,20 @@ def last_command(out: str) -> list[str]:
     return shlex.split([line for line in out.splitlines() if line.startswith("  graftlm ")][-1])[1:]
 
 
+def test_values_for_what_no_row_has_are_refused(cli: Cli, tmp_path: Path):
+    write_rows(
+        tmp_path / "rows.jsonl", [*colour_rows(10), {"instruction": "Who are you, {{ user }}?", "output": "{{name}}"}]
+    )
+    ended = cli("train", "--data", "rows.jsonl", "--set", "nme=Ada")
+    assert ended.code == 2
+    assert "a value is given for {{nme}}, which no row has; there are: name, user" in ended.err
+    assert "Did you mean 'name'?" in ended.err
+    assert "{{nme}}" in cli("data", "preview", "rows.jsonl", "--set", "nme=Ada").err
+    write_rows(tmp_path / "rows.jsonl", colour_rows(10))
+    ended = cli("train", "--data", "rows.jsonl", "--set", "steps=2")
+    assert "a value is given for {{steps}}, which no row has; they have no {{…}} at all" in ended.err
+
+
 def test_from_a_data_file_alone(cli: Cli, tmp_path: Path):
     long = "word " * 3000
     rows = [

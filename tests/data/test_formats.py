@@ -163,6 +163,6 @@ def test_patterns():
 
 def test_fill():
     messages = (user("I am {{ name }}"), assistant("{{name}} of {{author}} {x}"))
-    filled, missing = fill(messages, {"name": "Ada"})
+    filled, names = fill(messages, {"name": "Ada"})
     assert filled == (user("I am Ada"), assistant("Ada of {{author}} {x}"))
-    assert missing == ["author"]
+    assert names == ["name", "name", "author"]

@@ -106,7 +106,10 @@ def test_choice_of_constants_is_made_for_each_row():
         ("{{answers.start}}|||x", "template finds no value ('dict object' has no attribute 'start')"),
         ("{{words[7]}}|||x", "template finds no value (list object)"),
         ("{{[1, nothing]}}|||x", "missing field 'nothing'"),
-        ("{{['a'][text]}}|||x", "a label is text where its number is due (give the words in order: classes)"),
+        (
+            "{{['a'][text]}}|||x",
+            "a label is text where its number is due (say the numbers with --label, or with classes in a recipe)",
+        ),
         ("{{['a', 'b'][label - 2]}}|||x", "a label is negative: the row is not labelled"),
         ("{{label + text}}|||x", "template fails on the row (TypeError)"),
         ("{{text.upper}}|||x", "a method or a namespace is used as a value"),

@@ -84,7 +84,7 @@ def test_a_failure_leaves_the_old_set(tmp_path):
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError):
-        write_set(tmp_path / "set", broken(), SetCard())
+        write_set(tmp_path / "set", broken(), SetCard(), overwrite=True)
     assert len(list(read_set(tmp_path / "set"))) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -99,6 +99,28 @@ def test_what_is_refused(tmp_path):
         write_set(tmp_path / "own", instances(1), SetCard())
     with pytest.raises(UserError, match="is no set"):
         read_card(tmp_path / "own")
+
+
+def test_nothing_of_others_is_replaced(tmp_path):
+    place = tmp_path / "set"
+    write_set(place, instances(3), SetCard(), files={"recipe.yaml": "seed: 1\n"})
+    with pytest.raises(UserError, match="is a set already"):
+        write_set(place, instances(2), SetCard())
+    assert len(list(read_set(place))) == 3
+    assert write_set(place, instances(2), SetCard(), overwrite=True).rows == 2
+    (place / "notes.txt").write_text("mine")
+    (place / "shard-00007.parquet").write_bytes(b"mine too")
+    (place / "plots").mkdir()
+    words = r"besides the set it holds notes\.txt, plots, shard-00007\.parquet"
+    with pytest.raises(UserError, match=words):
+        write_set(place, instances(1), SetCard(), overwrite=True)
+    assert len(list(read_set(place))) == 2
+    assert (place / "notes.txt").read_text() == "mine"
+
+
+def test_one_is_said_as_one(tmp_path):
+    write_set(tmp_path / "set", instances(1), SetCard())
+    assert "1 instance in 1 shard, sha256 " in (tmp_path / "set" / "card.md").read_text()
 
 
 def test_changed_and_missing_shards(tmp_path):

@@ -45,7 +45,14 @@ sources:
 
 
 def build(text: str, folder: Path, out: Path):
-    return build_set(parse_set_recipe(text, folder=folder), out, folder=folder, text=text)
+    return build_set(parse_set_recipe(text, folder=folder), out, folder=folder, text=text, overwrite=True)
+
+
+def test_a_set_is_not_replaced_unasked(folder, tmp_path):
+    recipe = parse_set_recipe(SOURCES, folder=folder)
+    build_set(recipe, tmp_path / "set", folder=folder)
+    with pytest.raises(UserError, match="is a set already"):
+        build_set(recipe, tmp_path / "set", folder=folder)
 
 
 def test_the_same_bytes_again(folder, tmp_path):

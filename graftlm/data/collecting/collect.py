@@ -13,8 +13,8 @@ import re
 import secrets
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b, file_digest
@@ -24,7 +24,7 @@ from typing import Any
 
 from graftlm.data.collecting.demonstrations import check_place, write_sheet
 from graftlm.data.collecting.duplicates import Kept, Prompt, band_rows
-from graftlm.data.collecting.folder import SPLITS, TABLE, prompt_id
+from graftlm.data.collecting.folder import REPORT, SPLITS, TABLE, check_free, prompt_id
 from graftlm.data.collecting.language import detect
 from graftlm.data.collecting.logs import Columns, consent_problem, find_logs, read_log, user_of, with_columns
 from graftlm.data.collecting.personal import remove
@@ -118,17 +118,20 @@ def collect(
     corrections: Mapping[str, str] | None = None,
     demonstrations: str | Path | None = None,
     most_demonstrations: int | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
     processes: int | None = None,
 ) -> Report:
     """Collect prompts of query logs into the folder ``out``: the splits as JSONL, use_cases.csv and report.json.
 
     ``corrections`` are use cases by prompt id that win over the rules; ``demonstrations`` is a file to write for people
-    to fill in, with at most ``most_demonstrations`` prompts; ``progress`` is told how many rows have been read.
-    ``processes`` look at rows at the same time (None: one for each core); the result does not depend on it.
+    to fill in, with at most ``most_demonstrations`` prompts; ``overwrite`` replaces an earlier collection; ``progress``
+    is told how many rows have been read. ``processes`` look at rows at the same time (None: one for each core); the
+    result does not depend on it.
 
     Raises:
-        UserError: a log cannot be read, or lacks a column of prompts, users or consent.
+        UserError: a log cannot be read, or lacks a column of prompts, users or consent; no prompt is left, with the
+            reasons (nothing is written then); or files in ``out`` would be replaced.
     """
     settings = settings or Settings()
     if demonstrations is not None:
@@ -137,9 +140,10 @@ def collect(
     workers = processes_here() if processes is None else processes
     _ = detect("Which language is this?"), use_case("")  # read their models now: processes that are forked share them
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not overwrite:
+        check_free(folder)
     report = Report(settings={**asdict(settings), "salt": "given" if settings.salt else "drawn and forgotten"})
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".collect-") as work:
+    with _working_place(folder) as work:
         store = Kept(Path(work) / "kept.sqlite", prefix=settings.prefix, threshold=settings.similarity)
         with closing(store):
             for path in find_logs(logs):
@@ -156,14 +160,42 @@ def collect(
                     if progress is not None:
                         progress(report.read)
                 report.sources.append(_source(path, report.read - before, columns))
+            if not report.kept:
+                raise _nothing_left(folder, report)
             _write(Path(work), store, report, corrections or {})
         for name in (*(f"{split}.jsonl" for split in SPLITS), TABLE):
             os.replace(Path(work) / name, folder / name)
     if demonstrations is not None:
         write_sheet(folder, Path(demonstrations), most_demonstrations)
     text = json.dumps(report.to_dict(), ensure_ascii=False, indent=2) + "\n"
-    (folder / "report.json").write_text(text, encoding="utf-8")
+    (folder / REPORT).write_text(text, encoding="utf-8")
     return report
+
+
+@contextmanager
+def _working_place(folder: Path) -> Iterator[str]:
+    """A folder for what is not whole, in ``folder``; that is removed too if it was made and nothing came into it."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".collect-") as work:
+            yield work
+    finally:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _nothing_left(folder: Path, report: Report) -> UserError:
+    reasons = [
+        f"  {number:,} × {reason}, for example {', '.join(report.examples[reason][:3])}"
+        for reason, number in report.dropped.most_common()
+    ]
+    what = f"{folder}: no prompt is left of {report.read:,} row{'s' * (report.read != 1)}, and nothing is written"
+    consent = any("consent" in reason for reason in report.dropped)
+    return UserError(
+        "\n".join([what + ":" * bool(reasons), *reasons]),
+        hint="--consent-value names the mark that means yes." if consent else None,
+    )
 
 
 def _source(path: Path, rows: int, columns: Columns) -> dict[str, Any]:

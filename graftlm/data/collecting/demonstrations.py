@@ -100,10 +100,11 @@ def check_sheet(
     """Check a file that came back against the collection in ``folder``, and write its good rows.
 
     ``out`` becomes a folder with a JSONL of messages for each split, ``out_set`` a set with the same splits. Rows
-    with a problem are counted and left out.
+    with a problem are counted and left out; nothing is written where none is good. What an earlier check wrote there
+    is replaced.
 
     Raises:
-        UserError: the file lacks a column, or the folder asked for no demonstrations.
+        UserError: the file lacks a column, the folder asked for no demonstrations, or ``out_set`` is another folder.
     """
     asked_file = Path(folder) / ASKED
     if not Path(folder).is_dir():
@@ -116,12 +117,15 @@ def check_sheet(
     good = list(_good(Path(path), prompts, checked))
     checked.good = len(good)
     checked.splits.update(one.prompt["split"] for one in good)
+    if not good:
+        return checked  # empty files would look as if there were something to train on
     if out is not None:
         _write_chats(Path(out), good)
     if out_set is not None:
         card = SetCard(sources=[describe_source(path, name=Path(path).name)], dropped=dict(checked.problems))
         splits = {one.row: one.prompt["split"] for one in good}
-        write_set(out_set, (_instance(one, Path(path).name) for one in good), card, split=lambda one: splits[one.row])
+        rows = (_instance(one, Path(path).name) for one in good)
+        write_set(out_set, rows, card, split=lambda one: splits[one.row], overwrite=True)
     return checked
 
 

@@ -13,6 +13,23 @@ from graftlm.errors import UserError, nearest
 SPLITS = ("train", "valid", "test")
 TABLE = "use_cases.csv"
 ASKED = "asked.txt"  # ids of the prompts that demonstrations are asked for
+REPORT = "report.json"
+
+
+def check_free(folder: Path) -> None:
+    """Raises UserError where a collection would replace files in ``folder``, which it names."""
+    own = (*(f"{split}.jsonl" for split in SPLITS), TABLE, REPORT)
+    there = [name for name in own if (folder / name).exists()]
+    if len(there) == len(own):
+        raise UserError(
+            f"{folder}: there is a collection already",
+            hint="--overwrite (in Python: overwrite=True) replaces it; corrections by hand are kept by --corrections.",
+        )
+    if there:
+        raise UserError(
+            f"{folder}: {', '.join(there)} would be replaced, and there is no whole collection in that folder",
+            hint="Choose another folder, or give --overwrite (in Python: overwrite=True).",
+        )
 
 
 def prompt_id(text: str) -> str:

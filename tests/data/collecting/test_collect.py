@@ -189,7 +189,7 @@ def test_a_broken_log_leaves_an_earlier_collection(log, write, tmp_path):
     collect([log([row("Why is the sky blue?")])], tmp_path / "out")
     broken = write("broken.jsonl", json.dumps(row("Why?")) + '\n{"prompt": "Wh\n')
     with pytest.raises(UserError, match="row 2 is broken JSON"):
-        collect([broken], tmp_path / "out")
+        collect([broken], tmp_path / "out", overwrite=True)
     assert [one["prompt"] for one in read_prompts(tmp_path / "out")] == ["Why is the sky blue?"]
     assert not list((tmp_path / "out").glob(".collect-*"))
 
@@ -240,9 +240,35 @@ def test_bad_shares(log, tmp_path, shares):
     assert isinstance(result.exception, UserError)
 
 
-def test_nothing_left_is_an_error(log, tmp_path):
+def test_nothing_left_is_an_error_that_leaves_nothing(log, tmp_path):
     path = log([row("What is rain?"), row("What is snow?", consent=False)])
-    arguments = ["collect", str(path), "--out", str(tmp_path / "out"), "--consent-value", "v2"]
-    result = CliRunner().invoke(app, arguments)
-    assert "no prompt is left of 2 rows" in str(result.exception)
-    assert "2 consent not given" in result.output
+    arguments = ["collect", str(path), "--out", str(tmp_path / "new" / "out"), "--consent-value", "v2"]
+    said = str(CliRunner().invoke(app, arguments).exception)
+    assert (
+        "no prompt is left of 2 rows, and nothing is written:\n  2 × consent not given, for example log.jsonl:1" in said
+    )
+    assert not (tmp_path / "new" / "out").exists()
+    with pytest.raises(UserError, match="no prompt is left of 1 row, and nothing is written"):
+        collect([log([row("")], "empty.jsonl")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_what_is_asked_for_is_replaced(log, tmp_path):
+    """In Python as on the command line: an earlier collection, and files of others with the names of one."""
+    path, place = log([row("Why is the sky blue?")]), tmp_path / "out"
+    place.mkdir()
+    (place / "train.jsonl").write_text("mine")
+    (place / "letter.txt").write_text("dear")
+    command = ["collect", str(path), "--out", str(place)]
+    words = r"out: train\.jsonl would be replaced, and there is no whole collection"
+    with pytest.raises(UserError, match=words):
+        collect([path], place)
+    assert "train.jsonl would be replaced" in str(CliRunner().invoke(app, command).exception)
+    assert (place / "train.jsonl").read_text() == "mine"
+    assert collect([path], place, overwrite=True).kept == 1
+    with pytest.raises(UserError, match="there is a collection already"):
+        collect([path], place)
+    with pytest.raises(UserError, match="no prompt is left"):  # the earlier one stays
+        collect([log([row("")], "empty.jsonl")], place, overwrite=True)
+    assert [one["prompt"] for one in read_prompts(place)] == ["Why is the sky blue?"]
+    assert (place / "letter.txt").read_text() == "dear"
