@@ -13,8 +13,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from graftlm.evaluation.choices import Normalise
 
+
+def _several(value: Any) -> Any:
+    """A text alone is a list of one; a tuple, since the file is read strictly."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
 Kind = Literal["choice", "generate", "perplexity", "pairs", "preference", "classify"]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
 Jinja = Annotated[str, Field(min_length=1)]
 
 #: Which keys a kind needs, and which it may have besides those of every kind.
@@ -61,11 +69,10 @@ class Scorer(BaseModel):
 
 def _scorers(value: Any) -> Any:
     """A name alone is a scorer too."""
-    return (
-        [{"name": entry} if isinstance(entry, str) else entry for entry in value]
-        if isinstance(value, list)
-        else ([{"name": value}] if isinstance(value, str) else value)
-    )
+    several = _several(value)
+    if not isinstance(several, tuple):
+        return value
+    return tuple({"name": entry} if isinstance(entry, str) else entry for entry in several)
 
 
 class TaskKeys(BaseModel):
