@@ -187,7 +187,7 @@ def render(report: RunReport) -> str:
         facts=_facts(report),
         accuracy=_accuracy_tracks(measured),
         loss=_loss_tracks(measured),
-        settings=_yaml(report.settings),
+        settings=settings_yaml(report.settings),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         shown=SHOWN_EXAMPLES,
@@ -348,7 +348,8 @@ def _row_account(counts: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     return account
 
 
-def _yaml(settings: Mapping[str, Any]) -> str:
+def settings_yaml(settings: Mapping[str, Any]) -> str:
+    """Settings as YAML that reads back."""
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)

@@ -1,0 +1,372 @@
+"""The tables of an evaluation: what its page, its Markdown and the terminal show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graftlm.evaluation import eval_words as words
+from graftlm.evaluation import wording
+from graftlm.evaluation.eval_words import SIGNS, UNKNOWN, Mark, Primary
+from graftlm.evaluation.evaluation import BASE, Evaluation, Model, Overlap, TaskResult, Versus
+from graftlm.evaluation.statistics import Interval
+
+NAMED = 2  # tasks that a sentence names; the others are counted
+MOST_PAIRS = 40  # lines of adapters against each other under a task
+
+
+@dataclass(frozen=True)
+class Line:
+    """An adapter in one line: the kind of result, what was gained, lost and how far it drifted."""
+
+    name: str
+    kind: str
+    sentence: str
+    gains: int
+    losses: int
+    compared: int
+    drift: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score in the table of all: its texts, its mark, and the colour: "gain" or "loss" by so many percent."""
+
+    text: str
+    ends: str = ""
+    mark: Mark = ""
+    side: str = ""
+    shade: int = 0
+
+    @property
+    def sign(self) -> str:
+        return SIGNS[self.mark]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of all. ``task`` is its place among the tasks; None for a group."""
+
+    name: str
+    note: str
+    cells: tuple[Cell, ...]
+    task: int | None = None
+
+
+def summary(evaluation: Evaluation) -> list[Line]:
+    """A line for each adapter."""
+    names = words.titles(evaluation)
+    return [_line(evaluation, model, names) for model in evaluation.adapters]
+
+
+def base_sentence(evaluation: Evaluation) -> str:
+    """What the bare base scores, where nothing is compared with it."""
+    told = []
+    for group, tasks in words.groups(evaluation).items():
+        own = words.averaged(evaluation, tasks)
+        if own:
+            mean = words.group_means(evaluation, own).get(BASE)
+            of = f", mean of {wording.plural(len(own), 'task')}" if len(own) > 1 else ""
+            told.append(f"{group} {words.interval_text(mean, share=True)}{of}" if mean else "")
+    return "; ".join(filter(None, told)) or "no score that is a share"
+
+
+def _line(evaluation: Evaluation, model: Model, names: Mapping[str, str]) -> Line:
+    gains: list[tuple[bool, float, str]] = []
+    losses: list[tuple[bool, float, str]] = []
+    missed: list[str] = []
+    compared = 0
+    for task in evaluation.tasks:
+        primary, versus = Primary.of(task), words.over_base(task, model.name)
+        mark = words.mark_of(versus, lower=primary.lower)
+        if versus is None or mark == "unknown":
+            continue
+        compared += 1
+        size = words.effect(versus.change, share=primary.share, lower=primary.lower)
+        trained = bool(task.family) and task.family in model.trained_on
+        what = names[task.name] if primary.share else f"{names[task.name]} ({primary.label.lower()})"
+        told = f"{what} {words.change_sentence(versus.change, share=primary.share)}"
+        if mark:
+            (gains if mark == "gain" else losses).append((trained, abs(size), told))
+        if trained and mark != "gain":
+            missed.append(told)
+    kl = words.drift_of(evaluation, model.name)
+    return Line(
+        name=model.name,
+        kind=_kind(len(gains), len(losses), compared),
+        sentence=_sentence(gains, losses, missed, compared, kl),
+        gains=len(gains),
+        losses=len(losses),
+        compared=compared,
+        drift=words.drift_text(kl),
+    )
+
+
+def _kind(gains: int, losses: int, compared: int) -> str:
+    if not compared:
+        return "not compared"
+    if gains and losses:
+        return "gain and loss"
+    return "gain" if gains else "loss" if losses else "no change found"
+
+
+def _sentence(
+    gains: list[tuple[bool, float, str]],
+    losses: list[tuple[bool, float, str]],
+    missed: Sequence[str],
+    compared: int,
+    kl: Interval | None,
+) -> str:
+    if not compared:
+        return "No task allows a comparison with the base."
+    tasks = wording.plural(compared, "task")
+    parts = [f"Gain on {_listed(gains)}." if gains else f"No gain found on {tasks}."]
+    if missed:
+        which = "No gain found on what it was trained for" if gains else "What it was trained for"
+        parts.append(f"{which}: {missed[0]}{f' and {len(missed) - 1} more' if len(missed) > 1 else ''}.")
+    parts.append(f"Loss on {_listed(losses)}." if losses else f"No loss found on {tasks}.")
+    if kl is not None:
+        parts.append(f"Drift {words.value_text(kl, share=False)} nats a token.")
+    return " ".join(parts)
+
+
+def _listed(found: list[tuple[bool, float, str]]) -> str:
+    """Those of what was trained first, then the largest."""
+    texts = [text for _, _, text in sorted(found, key=lambda each: (not each[0], -each[1]))]
+    more = [f"{len(texts) - NAMED} more"] if len(texts) > NAMED else []
+    listed = [*texts[:NAMED], *more]
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
+
+
+def heat(evaluation: Evaluation) -> list[Row]:
+    """All tasks by group × all models, with the mean of each group of two tasks or more."""
+    names = words.titles(evaluation)
+    places = {task.name: at for at, task in enumerate(evaluation.tasks)}
+    rows = []
+    for group, tasks in words.groups(evaluation).items():
+        rows.append(_group_row(evaluation, group, tasks))
+        rows += [_task_row(evaluation, task, names[task.name], places[task.name]) for task in tasks]
+    return rows
+
+
+def _group_row(evaluation: Evaluation, group: str, tasks: Sequence[TaskResult]) -> Row:
+    own = words.averaged(evaluation, tasks)
+    if len(own) < 2:
+        return Row(group, "", ())
+    means, changes = words.group_means(evaluation, own), words.group_changes(evaluation, own)
+    cells = tuple(
+        _cell(means[model.name], changes.get(model.name), share=True, lower=False) for model in evaluation.models
+    )
+    of = wording.plural(len(own), "task") if len(own) == len(tasks) else f"{len(own)} of {len(tasks)} tasks"
+    return Row(group, f"mean of {of}", cells)
+
+
+def _task_row(evaluation: Evaluation, task: TaskResult, name: str, place: int) -> Row:
+    primary = Primary.of(task)
+    cells = []
+    for model in evaluation.models:
+        score = words.score_of(task, model.name)
+        versus = score.over_base if score is not None else None
+        cells.append(_cell(primary.interval(score), versus, share=primary.share, lower=primary.lower))
+    note = f"{primary.label}, less is better" if primary.lower else primary.label
+    if task.chance is not None:
+        note += f"; chance {words.score_text(task.chance, share=primary.share)}"
+    return Row(name, note, tuple(cells), place)
+
+
+def _cell(interval: Interval, versus: Versus | None, *, share: bool, lower: bool) -> Cell:
+    text, ends = words.value_text(interval, share=share), words.ends_text(interval, share=share)
+    if versus is None:
+        return Cell(text, ends)
+    size = words.effect(versus.change, share=share, lower=lower)
+    side = "gain" if size > 0 else "loss" if size < 0 else ""
+    return Cell(text, ends, words.mark_of(versus, lower=lower), side, words.shade(size))
+
+
+TAX_COLUMNS = ("task", "before", "after", "change [95%]", "p", "sure", "would have been noticed")
+
+
+def tax_rows(evaluation: Evaluation, model: str) -> list[tuple[tuple[str, ...], Mark]]:
+    """A row of texts for each capability, under :data:`TAX_COLUMNS`, and its mark."""
+    names = words.titles(evaluation)
+    tasks = {task.name: task for task in evaluation.tasks}
+    rows: list[tuple[tuple[str, ...], Mark]] = []
+    for line in next((tax.lines for tax in evaluation.tax if tax.model == model), ()):
+        primary = Primary.of(tasks[line.task])
+        change, share = line.versus.change, primary.share
+        mark = words.mark_of(line.versus, lower=primary.lower)
+        least, decimals = abs(line.noticed), words.decimals_of(change)
+        noticed = f"{100 * least:.1f} points" if share else words.score_text(least, share=False, decimals=decimals)
+        texts = (
+            names[line.task],
+            words.score_text(change.before, share=share, decimals=decimals),
+            words.score_text(change.after, share=share, decimals=decimals),
+            words.change_text(change, share=share),
+            words.p_text(line.versus.p),
+            f"{SIGNS[mark]} {mark}".strip(),
+            noticed if math.isfinite(least) else UNKNOWN,
+        )
+        rows.append((texts, mark))
+    return rows
+
+
+VERSUS_COLUMNS = ("from", "to", "change [95%]", "p", "sure", "only the second right", "only the first right")
+
+
+def versus_rows(task: TaskResult, most: int | None = MOST_PAIRS) -> tuple[list[tuple[str, ...]], int]:
+    """Adapters against each other, the surest first, at most so many; and how many are left out."""
+    primary = Primary.of(task)
+    order = sorted(task.versus, key=lambda each: each.p if math.isfinite(each.p) else 2.0)
+    rows: list[tuple[str, ...]] = [
+        (
+            each.before,
+            each.after,
+            words.change_text(each.change, share=primary.share),
+            words.p_text(each.p),
+            _better(each, primary),
+            wording.count(len(each.won)),
+            wording.count(len(each.lost)),
+        )
+        for each in order[:most]
+    ]
+    return rows, len(order) - len(rows)
+
+
+def _better(versus: Versus, primary: Primary) -> str:
+    mark = words.mark_of(versus, lower=primary.lower)
+    return {"gain": f"{versus.after} is better", "loss": f"{versus.before} is better"}.get(mark, SIGNS[mark])
+
+
+def unseen_rows(evaluation: Evaluation) -> list[tuple[str, str, str, str, str]]:
+    """Adapter, families of tasks it was trained on and mean change there, families it was not and mean change there."""
+    rows = []
+    for model in evaluation.adapters:
+        halves: list[tuple[str, str]] = []
+        for unseen in (False, True):
+            tasks = [task for task in evaluation.tasks if task.unseen.get(model.name) is unseen]
+            own = words.averaged(evaluation, tasks)
+            change = words.group_changes(evaluation, own).get(model.name)
+            families = {task.family for task in tasks if task.family}
+            of = f"{len(own)} of {wording.plural(len(tasks), 'task')}" if len(own) < len(tasks) else ""
+            named = ", ".join(sorted(families)) if not unseen or len(families) <= 4 else f"{len(families)} families"
+            told = words.change_text(change.change, share=True) if change else UNKNOWN
+            halves.append((named or "none", f"{told}{f' ({of})' if of and change else ''}"))
+        if any(model.name in task.unseen for task in evaluation.tasks):
+            rows.append((model.name, *halves[0], *halves[1]))
+    return rows
+
+
+def overlap_rows(evaluation: Evaluation) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Adapter, task, rows that overlap, score, score without them; and sentences on what is clean or not known."""
+    names = words.titles(evaluation)
+    rows: list[tuple[str, ...]] = []
+    told = []
+    for model in evaluation.models:
+        own = [each for each in evaluation.overlaps if each.model == model.name]
+        rows += [_overlap_row(evaluation, each, names) for each in own if not each.unknown and each.rows]
+        clean = [each for each in own if not each.unknown and not each.rows]
+        if clean:
+            checked = wording.plural(sum(each.checked for each in clean), "row")
+            told.append(f"{model.name}: no overlap in {wording.plural(len(clean), 'task')} ({checked} checked).")
+        reasons: dict[str, list[str]] = {}
+        for each in own:
+            if each.unknown:
+                reasons.setdefault(each.unknown, []).append(names.get(each.task, each.task))
+        for why, of in reasons.items():
+            which = "all tasks" if len(of) == len(evaluation.tasks) else ", ".join(of)
+            told.append(f"{model.name}: unknown for {which}: {why}.")
+    return rows, told
+
+
+def _overlap_row(evaluation: Evaluation, overlap: Overlap, names: Mapping[str, str]) -> tuple[str, ...]:
+    task = next((each for each in evaluation.tasks if each.name == overlap.task), None)
+    share = task is not None and Primary.of(task).share
+    score = Primary.of(task).interval(words.score_of(task, overlap.model)) if task is not None else None
+    return (
+        overlap.model,
+        names.get(overlap.task, overlap.task),
+        f"{wording.count(len(overlap.rows))} of {wording.count(overlap.checked)}",
+        words.interval_text(score, share=share) if score is not None else UNKNOWN,
+        words.interval_text(overlap.without, share=share) if overlap.without is not None else UNKNOWN,
+    )
+
+
+WIN_COLUMNS = ("task", "judge", "from", "to", "second wins [95%]", "wins", "losses", "ties", "same in both orders")
+
+
+def win_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """Win rates side by side, under :data:`WIN_COLUMNS`."""
+    names = words.titles(evaluation)
+    return [
+        (
+            names.get(each.task, each.task),
+            each.judge,
+            each.before,
+            each.after,
+            words.interval_text(each.rate, share=True),
+            wording.count(each.wins),
+            wording.count(each.losses),
+            wording.count(each.ties),
+            UNKNOWN if each.consistent is None else words.score_text(each.consistent, share=True),
+        )
+        for each in evaluation.win_rates
+    ]
+
+
+def language_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """Adapter, task, and for both languages the gain over the base; and what part of the first the second has."""
+    names = words.titles(evaluation)
+    by_title = {each.name: each for each in evaluation.tasks} | {each.title: each for each in evaluation.tasks}
+    rows = []
+    for pair in evaluation.languages:
+        task = by_title.get(pair.task)
+        share = task is None or Primary.of(task).share
+        first, second = pair.gains
+        part = second.value / first.value if first.significant and first.value else math.nan
+        gains = (
+            f"{code}: {words.change_text(gain, share=share)}"
+            for code, gain in zip(pair.languages, pair.gains, strict=True)
+        )
+        carried = (
+            f"{100 * part:.0f}%".replace("-", wording.MINUS) if math.isfinite(part) else "not said: no sure change"
+        )
+        rows.append((pair.model, names.get(pair.task, pair.task), *gains, carried))
+    return rows  # fmt: skip
+
+
+def harness_rows(evaluation: Evaluation) -> tuple[list[str], list[tuple[str, ...]]]:
+    """What the harness reported: the models, and a row for each value with what each model has."""
+    models = list(evaluation.harness)
+    flat = {name: dict(_leaves(evaluation.harness[name], ())) for name in models}
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    rows = [(" · ".join(key) or "value", *(_leaf(flat[name].get(key)) for name in models)) for key in keys]
+    return models, rows
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, Mapping):
+        return [leaf for key, entry in value.items() for leaf in _leaves(entry, (*path, str(key)))]
+    return [(path, value)]
+
+
+def _leaf(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else UNKNOWN
+    return "–" if value is None else str(value)
+
+
+def head_and_rows(evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The terminal's table: each model's mean score by group, tasks with gains and losses, and drift."""
+    own = {group: words.averaged(evaluation, tasks) for group, tasks in words.groups(evaluation).items()}
+    means = {group: words.group_means(evaluation, tasks) for group, tasks in own.items() if tasks}
+    lines = {line.name: line for line in summary(evaluation)}
+    head = ("model", *means, *(("gains", "losses", "drift") if lines else ()))
+    rows = []
+    for model in evaluation.models:
+        scores = [words.interval_text(of[model.name], share=True) for of in means.values()]
+        line = lines.get(model.name)
+        rest = ("", "", "") if line is None else (f"{line.gains} of {line.compared}", str(line.losses), line.drift)
+        rows.append((model.name, *scores, *(rest if lines else ())))
+    return head, rows
