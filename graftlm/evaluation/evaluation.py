@@ -37,6 +37,7 @@ class Versus:
 
     ``change``: of the primary score, other minus ``before``. ``p``: of "no difference", corrected over ``family``
     comparisons (Holm). ``won`` and ``lost``: places (from 0) in the items that only one of them answers right.
+    ``error``: the standard error of the change.
     """
 
     before: str
@@ -46,6 +47,7 @@ class Versus:
     won: tuple[int, ...] = ()
     lost: tuple[int, ...] = ()
     family: int = 1
+    error: float = math.nan
 
 
 @dataclass(frozen=True)
