@@ -60,6 +60,11 @@ def _lines(text: str, wanted: Any) -> bool:
     return _counted(sum(bool(line.strip()) for line in text.splitlines()), wanted)
 
 
+def _line_characters(text: str, wanted: Any) -> bool:
+    """Letters and digits of every line, as in a poem."""
+    return all(_characters(line, wanted) for line in text.splitlines() if line.strip())
+
+
 def _paragraphs(text: str, wanted: Any) -> bool:
     return _counted(len(re.split(r"\n\s*\n", text)), wanted)
 
@@ -150,6 +155,7 @@ CHECKS: Mapping[str, Callable[[str, Any], bool]] = {
     "characters": _characters,
     "sentences": _sentences,
     "lines": _lines,
+    "line_characters": _line_characters,
     "paragraphs": _paragraphs,
     "items": _items,
     "only_items": _only_items,
