@@ -208,7 +208,7 @@ def fake_tax(model: Model, tasks: Sequence[TaskResult], number: int) -> Tax:
         assert over is not None
         lines.append(TaxLine(task.name, over, noticed=(over.change.high - over.change.low) * 0.71))
     lost = [line for line in lines if line.versus.p < 0.05 and line.versus.change.value < 0]
-    kl = 0.004 * 3.1**number
+    kl = 0.004 * 3.1 ** (number % 5)
     drift = Drift(model.name, Interval(kl, 0.85 * kl, 1.2 * kl), 18_432, 120)
     told = (
         f"{model.name} lost on {len(lost)} of {len(lines)} capability tasks."

@@ -78,13 +78,13 @@ for (const figure of document.querySelectorAll("[data-scatter]")) {
     find("up").replaceChildren(...up.ticks.map(([at, text]) => label("y-label", "top", 100 - at, text)));
     find("across").replaceChildren(...across.ticks.map(([at, text]) => label("x-label", "left", at, text)));
     const base = find("base"), name = find("base-name");
+    find("base-score").textContent = up.baseText;
     base.setAttribute("visibility", up.base === null ? "hidden" : "visible");
     name.hidden = up.base === null;
     if (up.base !== null) {
       base.setAttribute("y1", 100 - up.base);
       base.setAttribute("y2", 100 - up.base);
       name.style.top = 100 - up.base + "%";
-      name.textContent = "base " + up.baseText;
     }
     const whiskers = all("whisker"), scores = all("score"), costs = all("cost");
     all("point").forEach((point, at) => {
