@@ -58,7 +58,7 @@ def summary_table(evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[s
 def summary_sentences(evaluation: Evaluation) -> list[str]:
     """One line for each adapter; or one for the base, where nothing is compared with it."""
     lines = eval_tables.summary(evaluation)
-    return [f"{line.name}: {line.sentence}" for line in lines] or [f"base: {eval_tables.base_sentence(evaluation)}"]
+    return [f"{line.name}: {line.with_drift}" for line in lines] or [f"base: {eval_tables.base_sentence(evaluation)}"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,6 @@ def render(evaluation: Evaluation) -> str:
         unseen_columns=UNSEEN_COLUMNS,
         language_columns=LANGUAGE_COLUMNS,
         overlap_columns=OVERLAP_COLUMNS,
-        drift_text=words.drift_text,
         settings=settings_yaml(evaluation.settings),
         legend=LEGEND,
         script=Markup(script),
@@ -169,9 +168,6 @@ def markdown(evaluation: Evaluation) -> str:
             lines = [texts for texts, _ in eval_tables.tax_rows(evaluation, tax.model)]
             if lines:
                 parts.append(_table(eval_tables.TAX_COLUMNS, lines))
-            if tax.drift is not None:
-                told = f"{words.drift_text(tax.drift.kl)} nats a token"
-                parts.append(f"Drift: {told}, on {wording.plural(tax.drift.tokens, 'token')} of neutral text.\n")
     pairs = _sure_pairs(evaluation)
     if any(task.versus for task in evaluation.tasks):
         parts.append("## Adapters against each other\n")

@@ -10,7 +10,7 @@ from typing import Any
 from graftlm.evaluation import eval_words as words
 from graftlm.evaluation import wording
 from graftlm.evaluation.eval_words import SIGNS, UNKNOWN, Mark, Primary
-from graftlm.evaluation.evaluation import BASE, Evaluation, Model, Overlap, TaskResult, Versus
+from graftlm.evaluation.evaluation import BASE, Evaluation, LanguagePair, Model, Overlap, TaskResult, Versus
 from graftlm.evaluation.statistics import Interval
 
 NAMED = 2  # tasks that a sentence names; the others are counted
@@ -28,6 +28,12 @@ class Line:
     losses: int
     compared: int
     drift: str
+
+    @property
+    def with_drift(self) -> str:
+        """The sentence, and the drift where it is known."""
+        known = self.drift != UNKNOWN
+        return f"{self.sentence} Drift {self.drift} nats a token." if known else self.sentence
 
 
 @dataclass(frozen=True)
@@ -92,15 +98,14 @@ def _line(evaluation: Evaluation, model: Model, names: Mapping[str, str]) -> Lin
             (gains if mark == "gain" else losses).append((trained, abs(size), told))
         if trained and mark != "gain":
             missed.append(told)
-    kl = words.drift_of(evaluation, model.name)
     return Line(
         name=model.name,
         kind=_kind(len(gains), len(losses), compared),
-        sentence=_sentence(gains, losses, missed, compared, kl),
+        sentence=_sentence(gains, losses, missed, compared),
         gains=len(gains),
         losses=len(losses),
         compared=compared,
-        drift=words.drift_text(kl),
+        drift=words.drift_text(words.drift_of(evaluation, model.name)),
     )
 
 
@@ -117,7 +122,6 @@ def _sentence(
     losses: list[tuple[bool, float, str]],
     missed: Sequence[str],
     compared: int,
-    kl: Interval | None,
 ) -> str:
     if not compared:
         return "No task allows a comparison with the base."
@@ -127,8 +131,6 @@ def _sentence(
         which = "No gain found on what it was trained for" if gains else "What it was trained for"
         parts.append(f"{which}: {missed[0]}{f' and {len(missed) - 1} more' if len(missed) > 1 else ''}.")
     parts.append(f"Loss on {_listed(losses)}." if losses else f"No loss found on {tasks}.")
-    if kl is not None:
-        parts.append(f"Drift {words.value_text(kl, share=False)} nats a token.")
     return " ".join(parts)
 
 
@@ -317,12 +319,11 @@ def win_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
 
 def language_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
     """Adapter, task, and for both languages the gain over the base; and what part of the first the second has."""
-    names = words.titles(evaluation)
-    by_title = {each.name: each for each in evaluation.tasks} | {each.title: each for each in evaluation.tasks}
     rows = []
     for pair in evaluation.languages:
-        task = by_title.get(pair.task)
+        task = next((task for task in evaluation.tasks if _is_of(task, pair)), None)
         share = task is None or Primary.of(task).share
+        title = task.title if task is not None else pair.task
         first, second = pair.gains
         part = second.value / first.value if first.significant and first.value else math.nan
         gains = (
@@ -332,8 +333,13 @@ def language_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
         carried = (
             f"{100 * part:.0f}%".replace("-", wording.MINUS) if math.isfinite(part) else "not said: no sure change"
         )
-        rows.append((pair.model, names.get(pair.task, pair.task), *gains, carried))
-    return rows  # fmt: skip
+        rows.append((pair.model, title, *gains, carried))
+    return rows
+
+
+def _is_of(task: TaskResult, pair: LanguagePair) -> bool:
+    """Whether a task is the first of a pair: reading-en is reading in English."""
+    return task.language == pair.languages[0] and task.name.removesuffix(f"-{task.language}") == pair.task
 
 
 def harness_rows(evaluation: Evaluation) -> tuple[list[str], list[tuple[str, ...]]]:

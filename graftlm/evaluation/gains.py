@@ -17,6 +17,7 @@ from graftlm.evaluation import statistics
 from graftlm.evaluation.answers import answer_text
 from graftlm.evaluation.evaluation import BASE, Example, TaskResult, TaskScore, Versus
 from graftlm.evaluation.measures import chance_of, is_right, measures_of
+from graftlm.evaluation.reliability import bins_of
 from graftlm.evaluation.results import ItemResult
 from graftlm.evaluation.scored import Scored, score_measures
 from graftlm.evaluation.statistics import SEED, Interval
@@ -58,6 +59,7 @@ def compare_models(
             {each.measure.name: each.interval(name) if name in alive else _UNKNOWN for each in scored},
             sum(result.error is not None for result in results[name]),
             versus.get((BASE, name)),
+            bins_of(task, items, results[name]),
         )
         for name in results
     )

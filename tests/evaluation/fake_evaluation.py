@@ -215,7 +215,9 @@ def fake_tax(model: Model, tasks: Sequence[TaskResult], number: int) -> Tax:
         if lost
         else f"No loss was found on {len(lines)} capability tasks; a loss of 9.3 points would have been noticed."
     )
-    return Tax(model.name, tuple(lines), drift, told)
+    return Tax(
+        model.name, tuple(lines), drift, f"{told} On neutral text it drifted {kl:.3f} nats a token from the base."
+    )
 
 
 def fake_evaluation(
@@ -251,7 +253,7 @@ def fake_evaluation(
             if task.family == "instructions"
         ),
         languages=tuple(
-            LanguagePair(model.name, "Reading", ("en", "zh"), tuple(
+            LanguagePair(model.name, "reading", ("en", "zh"), tuple(
                 over.change for name in ("reading-en", "reading-zh")
                 for over in [next(task for task in results if task.name == name).score(model.name).over_base] if over
             ))
