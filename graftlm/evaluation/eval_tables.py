@@ -101,7 +101,7 @@ def _line(evaluation: Evaluation, model: Model, names: Mapping[str, str]) -> Lin
     return Line(
         name=model.name,
         kind=_kind(len(gains), len(losses), compared),
-        sentence=_sentence(gains, losses, missed, compared),
+        sentence=_sentence(gains, losses, missed, compared) if compared else _alone(evaluation, model, names),
         gains=len(gains),
         losses=len(losses),
         compared=compared,
@@ -117,14 +117,23 @@ def _kind(gains: int, losses: int, compared: int) -> str:
     return "gain" if gains else "loss" if losses else "no change found"
 
 
+def _alone(evaluation: Evaluation, model: Model, names: Mapping[str, str]) -> str:
+    """What an adapter scores, where the base scores nothing: it may lack the head."""
+    scores = [(names[task.name], Primary.of(task), words.score_of(task, model.name)) for task in evaluation.tasks]
+    known = [
+        f"{name} {words.interval_text(primary.interval(score), share=primary.share)}"
+        for name, primary, score in scores
+        if math.isfinite(primary.interval(score).value)
+    ]
+    return f"No comparison with the base is known.{f' {_first(known)}.' if known else ''}"
+
+
 def _sentence(
     gains: list[tuple[bool, float, str]],
     losses: list[tuple[bool, float, str]],
     missed: Sequence[str],
     compared: int,
 ) -> str:
-    if not compared:
-        return "No task allows a comparison with the base."
     tasks = wording.plural(compared, "task")
     parts = [f"Gain on {_listed(gains)}." if gains else f"No gain found on {tasks}."]
     if missed:
@@ -136,7 +145,11 @@ def _sentence(
 
 def _listed(found: list[tuple[bool, float, str]]) -> str:
     """Those of what was trained first, then the largest."""
-    texts = [text for _, _, text in sorted(found, key=lambda each: (not each[0], -each[1]))]
+    return _first([text for _, _, text in sorted(found, key=lambda each: (not each[0], -each[1]))])
+
+
+def _first(texts: Sequence[str]) -> str:
+    """Some by name, the others by their number."""
     more = [f"{len(texts) - NAMED} more"] if len(texts) > NAMED else []
     listed = [*texts[:NAMED], *more]
     return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"

@@ -224,6 +224,26 @@ def test_the_bare_base_is_told_alone() -> None:
     assert len(rows) == 1
 
 
+def test_an_adapter_that_the_base_cannot_be_compared_with() -> None:
+    evaluation = fake_evaluation(ADAPTERS[:1])
+    alone = tuple(
+        replace(
+            task,
+            scores=(
+                replace(task.scores[0], measures={task.primary: Interval(NAN, NAN, NAN)}),
+                replace(task.scores[1], over_base=None),
+            ),
+        )
+        for task in evaluation.tasks[:4]
+    )
+    [line] = summary_sentences(replace(evaluation, tasks=alone, tax=()))
+    assert line.startswith("support: No comparison with the base is known. Grammar, pairs 78.2% [")
+    assert line.endswith("and 2 more.")
+    text = page_of(replace(evaluation, tasks=alone, tax=())).text
+    assert "not compared" in text
+    assert "78.2% [72.9, 83.4]" in text
+
+
 def test_rows_for_a_terminal_equal_the_page(evaluation: Evaluation) -> None:
     head, rows = summary_table(evaluation)
     assert [row[0] for row in rows] == [model.name for model in evaluation.models]
