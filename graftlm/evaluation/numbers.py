@@ -6,6 +6,8 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from graftlm.evaluation.chinese_numbers import chinese_numbers
+
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _NUMBER = re.compile(
     rf"(?P<sign>(?<![\w.)])[-+])?[$€£¥]?\s?(?:(?P<whole>\d+)\s+(?=\d+/\d))?"
@@ -22,14 +24,14 @@ def last_number(text: str) -> Fraction | None:
     """The last number of a text; of one that marks its result by ``####``, the first behind the mark.
 
     Thousands may have commas, digits may be of full width, a fraction may follow a whole number (1 1/2), and a number
-    may be counted in 万 or 亿.
+    may be counted in 万 or 亿. Numbers in Chinese words count where there are no digits.
     """
     plain = unicodedata.normalize("NFKC", _VULGAR.sub(r" \g<0>", text)).replace("−", "-").replace("⁄", "/")
     if "####" in plain:
         marked = _numbers(plain.split("####", 1)[1])
         if marked:
             return marked[0]
-    found = _numbers(plain)
+    found = _numbers(plain) or chinese_numbers(plain)
     return found[-1] if found else None
 
 
