@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 if TYPE_CHECKING:
+    from graftlm import alignment as alignment
+    from graftlm import objectives as objectives
     from graftlm.adapters import (
         IA3,
         AdaLoRA,
@@ -51,6 +53,10 @@ def __getattr__(name: str) -> Any:
         from graftlm.errors import UserError
 
         return UserError
+    if name in ("alignment", "objectives"):
+        from importlib import import_module
+
+        return import_module(f"graftlm.{name}")
     if name in __all__:
         import graftlm.adapters
 
