@@ -187,11 +187,13 @@ LANGUAGE_COLUMNS = ("adapter", "task", "first language", "second language", "car
 
 
 def _small_tables(evaluation: Evaluation) -> Iterable[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
+    models, measured = eval_tables.harness_rows(evaluation)
     tables = (
         ("Unseen tasks", UNSEEN_COLUMNS, eval_tables.unseen_rows(evaluation)),
         ("Languages", LANGUAGE_COLUMNS, eval_tables.language_rows(evaluation)),
         ("Win rates", eval_tables.WIN_COLUMNS, eval_tables.win_rows(evaluation)),
         ("Rows that overlap with training data", OVERLAP_COLUMNS, eval_tables.overlap_rows(evaluation)[0]),
+        ("lm-evaluation-harness", ("measure", *models), measured),
     )
     return [each for each in tables if each[2]]
 

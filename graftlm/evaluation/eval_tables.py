@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from graftlm.evaluation import eval_words as words
 from graftlm.evaluation import wording
 from graftlm.evaluation.eval_words import SIGNS, UNKNOWN, Mark, Primary
 from graftlm.evaluation.evaluation import BASE, Evaluation, LanguagePair, Model, Overlap, TaskResult, Versus
+from graftlm.evaluation.harness.run import harness_lines
 from graftlm.evaluation.statistics import Interval
 
 NAMED = 2  # tasks that a sentence names; the others are counted
@@ -356,24 +356,21 @@ def _is_of(task: TaskResult, pair: LanguagePair) -> bool:
 
 
 def harness_rows(evaluation: Evaluation) -> tuple[list[str], list[tuple[str, ...]]]:
-    """What the harness reported: the models, and a row for each value with what each model has."""
+    """What the harness reported: the models, and for each measure of a task what each has, with its standard error."""
     models = list(evaluation.harness)
-    flat = {name: dict(_leaves(evaluation.harness[name], ())) for name in models}
-    keys = dict.fromkeys(key for values in flat.values() for key in values)
-    rows = [(" · ".join(key) or "value", *(_leaf(flat[name].get(key)) for name in models)) for key in keys]
+    rows = []
+    for line in harness_lines(evaluation.harness):
+        note = ", less is better" if line.higher_is_better is False else ""
+        values = (_with_error(line.values.get(name), line.errors.get(name)) for name in models)
+        rows.append((f"{line.task}: {line.measure}{note}", *values))
     return models, rows
 
 
-def _leaves(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, Mapping):
-        return [leaf for key, entry in value.items() for leaf in _leaves(entry, (*path, str(key)))]
-    return [(path, value)]
-
-
-def _leaf(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else UNKNOWN
-    return "–" if value is None else str(value)
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "–"
+    told = words.score_text(value, share=False)
+    return f"{told} ± {words.score_text(error, share=False)}" if error and math.isfinite(error) else told
 
 
 def head_and_rows(evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

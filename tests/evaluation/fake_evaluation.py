@@ -261,7 +261,11 @@ def fake_evaluation(
             if {"reading-en", "reading-zh"} <= {task.name for task in results}
         ),
         harness={
-            model.name: {"arc_easy": {"acc,none": 0.41 + 0.01 * at, "acc_stderr,none": 0.01}} for at, model in enumerate(models)
+            model.name: {
+                "results": {"arc_easy": {"alias": "arc_easy", "acc,none": 0.41 + 0.01 * at, "acc_stderr,none": 0.01}},
+                "higher_is_better": {"arc_easy": {"acc": True}},
+            }
+            for at, model in enumerate(models)
         },
         settings={"adapters": [model.folder for model in adapters], "seed": 0, "max_rows": None},
         hashes={task.name: task.rows_hash for task in results},
