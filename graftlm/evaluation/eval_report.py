@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from graftlm.base.files import write_texts
-from graftlm.evaluation import eval_plots, eval_tables, wording
+from graftlm.evaluation import eval_extras, eval_plots, eval_tables, wording
 from graftlm.evaluation import eval_words as words
 from graftlm.evaluation.eval_words import SIGNS, Primary
 from graftlm.evaluation.evaluation import BASE, Evaluation, Example, TaskResult
@@ -94,6 +94,9 @@ class Section:
     left_out: int
     examples: tuple[Shown, ...]
     more_examples: int
+    wins: list[tuple[str, ...]]
+    overlaps: list[tuple[str, ...]]
+    overlap_told: list[str]
     gains: int
     losses: int
 
@@ -102,7 +105,7 @@ def render(evaluation: Evaluation) -> str:
     """The page as text."""
     environment = page_environment()
     script = environment.loader.get_source(environment, "eval.js")[0] if environment.loader else ""
-    overlaps, overlap_told = eval_tables.overlap_rows(evaluation)
+    overlaps, overlap_told = eval_extras.overlap_rows(evaluation)
     scatter = eval_plots.scatter(evaluation)
     tax = [{"tax": each, "rows": eval_tables.tax_rows(evaluation, each.model)} for each in evaluation.tax]
     page = environment.get_template("eval.html.j2").render(
@@ -118,18 +121,18 @@ def render(evaluation: Evaluation) -> str:
         tax_columns=eval_tables.TAX_COLUMNS,
         panels=eval_plots.tax_panels(evaluation),
         reliabilities=eval_plots.reliabilities(evaluation),
-        unseen=eval_tables.unseen_rows(evaluation),
-        languages=eval_tables.language_rows(evaluation),
-        wins=eval_tables.win_rows(evaluation),
-        win_columns=eval_tables.WIN_COLUMNS,
+        unseen=eval_extras.unseen_rows(evaluation),
+        languages=eval_extras.language_rows(evaluation),
+        wins=eval_extras.win_rows(evaluation),
+        win_columns=eval_extras.WIN_COLUMNS,
         overlaps=overlaps,
         overlap_told=overlap_told,
-        harness=eval_tables.harness_rows(evaluation),
+        harness=eval_extras.harness_rows(evaluation),
         sections=_sections(evaluation),
         versus_columns=eval_tables.VERSUS_COLUMNS,
-        unseen_columns=UNSEEN_COLUMNS,
-        language_columns=LANGUAGE_COLUMNS,
-        overlap_columns=OVERLAP_COLUMNS,
+        unseen_columns=eval_extras.UNSEEN_COLUMNS,
+        language_columns=eval_extras.LANGUAGE_COLUMNS,
+        overlap_columns=eval_extras.OVERLAP_COLUMNS,
         settings=settings_yaml(evaluation.settings),
         legend=LEGEND,
         script=Markup(script),
@@ -175,24 +178,19 @@ def markdown(evaluation: Evaluation) -> str:
         parts.append(_table(head, pairs) if pairs else "No difference was found.\n")
     for title, columns, table in _small_tables(evaluation):
         parts += [f"## {title}\n", _table(columns, table)]
-    overlap_told = eval_tables.overlap_rows(evaluation)[1]
+    overlap_told = eval_extras.overlap_rows(evaluation)[1]
     if overlap_told:
         parts += ["## Contamination\n", _list(overlap_told)]
     return _encodable("\n".join(parts))
 
 
-OVERLAP_COLUMNS = ("adapter", "task", "rows that overlap", "score", "without them")
-UNSEEN_COLUMNS = ("adapter", "trained families", "mean change there", "unseen families", "mean change there")
-LANGUAGE_COLUMNS = ("adapter", "task", "first language", "second language", "carried over")
-
-
 def _small_tables(evaluation: Evaluation) -> Iterable[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
-    models, measured = eval_tables.harness_rows(evaluation)
+    models, measured = eval_extras.harness_rows(evaluation)
     tables = (
-        ("Unseen tasks", UNSEEN_COLUMNS, eval_tables.unseen_rows(evaluation)),
-        ("Languages", LANGUAGE_COLUMNS, eval_tables.language_rows(evaluation)),
-        ("Win rates", eval_tables.WIN_COLUMNS, eval_tables.win_rows(evaluation)),
-        ("Rows that overlap with training data", OVERLAP_COLUMNS, eval_tables.overlap_rows(evaluation)[0]),
+        ("Unseen tasks", eval_extras.UNSEEN_COLUMNS, eval_extras.unseen_rows(evaluation)),
+        ("Languages", eval_extras.LANGUAGE_COLUMNS, eval_extras.language_rows(evaluation)),
+        ("Win rates", eval_extras.WIN_COLUMNS, eval_extras.win_rows(evaluation)),
+        ("Rows that overlap with training data", eval_extras.OVERLAP_COLUMNS, eval_extras.overlap_rows(evaluation)[0]),
         ("lm-evaluation-harness", ("measure", *models), measured),
     )
     return [each for each in tables if each[2]]
@@ -239,12 +237,13 @@ def _model_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def _sections(evaluation: Evaluation) -> list[Section]:
     names = words.titles(evaluation)
-    return [_section(task, names[task.name]) for task in evaluation.tasks]
+    return [_section(evaluation, task, names[task.name]) for task in evaluation.tasks]
 
 
-def _section(task: TaskResult, title: str) -> Section:
+def _section(evaluation: Evaluation, task: TaskResult, title: str) -> Section:
     primary = Primary.of(task)
     versus, left_out = eval_tables.versus_rows(task)
+    overlaps, overlap_told = eval_extras.overlap_rows(evaluation, task.name)
     marks = [words.mark_of(score.over_base, lower=primary.lower) for score in task.scores if score.over_base]
     facts = [
         wording.plural(task.rows, "row"),
@@ -276,6 +275,9 @@ def _section(task: TaskResult, title: str) -> Section:
         left_out=left_out,
         examples=tuple(shown[:SHOWN_EXAMPLES]),
         more_examples=max(0, len(shown) - SHOWN_EXAMPLES),
+        wins=eval_extras.win_rows(evaluation, task.name),
+        overlaps=overlaps,
+        overlap_told=overlap_told,
         gains=marks.count("gain"),
         losses=marks.count("loss"),
     )

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from graftlm.evaluation import eval_words as words
 from graftlm.evaluation import wording
 from graftlm.evaluation.eval_words import SIGNS, UNKNOWN, Mark, Primary
-from graftlm.evaluation.evaluation import BASE, Evaluation, LanguagePair, Model, Overlap, TaskResult, Versus
-from graftlm.evaluation.harness.run import harness_lines
+from graftlm.evaluation.evaluation import BASE, Evaluation, Model, TaskResult, Versus
 from graftlm.evaluation.statistics import Interval
 
 NAMED = 2  # tasks that a sentence names; the others are counted
@@ -252,125 +251,6 @@ def versus_rows(task: TaskResult, most: int | None = MOST_PAIRS) -> tuple[list[t
 def _better(versus: Versus, primary: Primary) -> str:
     mark = words.mark_of(versus, lower=primary.lower)
     return {"gain": f"{versus.after} is better", "loss": f"{versus.before} is better"}.get(mark, SIGNS[mark])
-
-
-def unseen_rows(evaluation: Evaluation) -> list[tuple[str, str, str, str, str]]:
-    """Adapter, families of tasks it was trained on and mean change there, families it was not and mean change there."""
-    rows = []
-    for model in evaluation.adapters:
-        halves: list[tuple[str, str]] = []
-        for unseen in (False, True):
-            tasks = [task for task in evaluation.tasks if task.unseen.get(model.name) is unseen]
-            own = words.averaged(evaluation, tasks)
-            change = words.group_changes(evaluation, own).get(model.name)
-            families = {task.family for task in tasks if task.family}
-            of = f"{len(own)} of {wording.plural(len(tasks), 'task')}" if len(own) < len(tasks) else ""
-            named = ", ".join(sorted(families)) if not unseen or len(families) <= 4 else f"{len(families)} families"
-            told = words.change_text(change.change, share=True) if change else UNKNOWN
-            halves.append((named or "none", f"{told}{f' ({of})' if of and change else ''}"))
-        if any(model.name in task.unseen for task in evaluation.tasks):
-            rows.append((model.name, *halves[0], *halves[1]))
-    return rows
-
-
-def overlap_rows(evaluation: Evaluation) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Adapter, task, rows that overlap, score, score without them; and sentences on what is clean or not known."""
-    names = words.titles(evaluation)
-    rows: list[tuple[str, ...]] = []
-    told = []
-    for model in evaluation.models:
-        own = [each for each in evaluation.overlaps if each.model == model.name]
-        rows += [_overlap_row(evaluation, each, names) for each in own if not each.unknown and each.rows]
-        clean = [each for each in own if not each.unknown and not each.rows]
-        if clean:
-            checked = wording.plural(sum(each.checked for each in clean), "row")
-            told.append(f"{model.name}: no overlap in {wording.plural(len(clean), 'task')} ({checked} checked).")
-        reasons: dict[str, list[str]] = {}
-        for each in own:
-            if each.unknown:
-                reasons.setdefault(each.unknown, []).append(names.get(each.task, each.task))
-        for why, of in reasons.items():
-            which = "all tasks" if len(of) == len(evaluation.tasks) else ", ".join(of)
-            told.append(f"{model.name}: unknown for {which}: {why}.")
-    return rows, told
-
-
-def _overlap_row(evaluation: Evaluation, overlap: Overlap, names: Mapping[str, str]) -> tuple[str, ...]:
-    task = next((each for each in evaluation.tasks if each.name == overlap.task), None)
-    share = task is not None and Primary.of(task).share
-    score = Primary.of(task).interval(words.score_of(task, overlap.model)) if task is not None else None
-    return (
-        overlap.model,
-        names.get(overlap.task, overlap.task),
-        f"{wording.count(len(overlap.rows))} of {wording.count(overlap.checked)}",
-        words.interval_text(score, share=share) if score is not None else UNKNOWN,
-        words.interval_text(overlap.without, share=share) if overlap.without is not None else UNKNOWN,
-    )
-
-
-WIN_COLUMNS = ("task", "judge", "from", "to", "second wins [95%]", "wins", "losses", "ties", "same in both orders")
-
-
-def win_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Win rates side by side, under :data:`WIN_COLUMNS`."""
-    names = words.titles(evaluation)
-    return [
-        (
-            names.get(each.task, each.task),
-            each.judge,
-            each.before,
-            each.after,
-            words.interval_text(each.rate, share=True),
-            wording.count(each.wins),
-            wording.count(each.losses),
-            wording.count(each.ties),
-            UNKNOWN if each.consistent is None else words.score_text(each.consistent, share=True),
-        )
-        for each in evaluation.win_rates
-    ]
-
-
-def language_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Adapter, task, and for both languages the gain over the base; and what part of the first the second has."""
-    rows = []
-    for pair in evaluation.languages:
-        task = next((task for task in evaluation.tasks if _is_of(task, pair)), None)
-        share = task is None or Primary.of(task).share
-        title = task.title if task is not None else pair.task
-        first, second = pair.gains
-        part = second.value / first.value if first.significant and first.value else math.nan
-        gains = (
-            f"{code}: {words.change_text(gain, share=share)}"
-            for code, gain in zip(pair.languages, pair.gains, strict=True)
-        )
-        carried = (
-            f"{100 * part:.0f}%".replace("-", wording.MINUS) if math.isfinite(part) else "not said: no sure change"
-        )
-        rows.append((pair.model, title, *gains, carried))
-    return rows
-
-
-def _is_of(task: TaskResult, pair: LanguagePair) -> bool:
-    """Whether a task is the first of a pair: reading-en is reading in English."""
-    return task.language == pair.languages[0] and task.name.removesuffix(f"-{task.language}") == pair.task
-
-
-def harness_rows(evaluation: Evaluation) -> tuple[list[str], list[tuple[str, ...]]]:
-    """What the harness reported: the models, and for each measure of a task what each has, with its standard error."""
-    models = list(evaluation.harness)
-    rows = []
-    for line in harness_lines(evaluation.harness):
-        note = ", less is better" if line.higher_is_better is False else ""
-        values = (_with_error(line.values.get(name), line.errors.get(name)) for name in models)
-        rows.append((f"{line.task}: {line.measure}{note}", *values))
-    return models, rows
-
-
-def _with_error(value: float | None, error: float | None) -> str:
-    if value is None:
-        return "–"
-    told = words.score_text(value, share=False)
-    return f"{told} ± {words.score_text(error, share=False)}" if error and math.isfinite(error) else told
 
 
 def head_and_rows(evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

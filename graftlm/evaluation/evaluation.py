@@ -148,7 +148,8 @@ class Tax:
 class Overlap:
     """Rows of a task that share text with what an adapter was trained on; ``unknown``: why nothing can be said.
 
-    ``without``: the primary score on the other rows.
+    ``rows``: places (from 0) in the items. ``checked``: rows with a text long enough to be looked for. ``without``: the
+    primary score on the other rows. ``note``: what the record does not hold, and how surely an overlap is found.
     """
 
     model: str
@@ -157,6 +158,7 @@ class Overlap:
     checked: int = 0
     without: Interval | None = None
     unknown: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
