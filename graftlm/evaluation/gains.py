@@ -20,7 +20,7 @@ from graftlm.evaluation.measures import chance_of, is_right, measures_of
 from graftlm.evaluation.reliability import bins_of
 from graftlm.evaluation.results import ItemResult
 from graftlm.evaluation.scored import Scored, score_measures
-from graftlm.evaluation.statistics import SEED, Interval
+from graftlm.evaluation.statistics import RESAMPLES, SEED, Interval
 from graftlm.evaluation.tasks.items import Item
 from graftlm.evaluation.tasks.task import EvalTask
 
@@ -30,7 +30,13 @@ Results = Mapping[str, Sequence[ItemResult]]
 
 
 def compare_models(
-    task: EvalTask, items: Sequence[Item], results: Results, *, examples: int = EXAMPLES, seed: int = SEED
+    task: EvalTask,
+    items: Sequence[Item],
+    results: Results,
+    *,
+    examples: int = EXAMPLES,
+    seed: int = SEED,
+    resamples: int = RESAMPLES,
 ) -> TaskResult:
     """A task's result from those of all models, name → results in the order of the items.
 
@@ -44,7 +50,7 @@ def compare_models(
     alive = [name for name in results if any(result.error is None for result in results[name])]
     measures = measures_of(task)
     sums = [{name: measure.sums(items, results[name]) for name in alive} for measure in measures]
-    scored = score_measures(measures, sums, seed)
+    scored = score_measures(measures, sums, seed, resamples)
     primary = scored[0]
     right = {
         name: [is_right(task, item, result) for item, result in zip(items, results[name], strict=True)]
@@ -52,7 +58,8 @@ def compare_models(
     }
     adapters = [name for name in alive if name != BASE]
     pairs = [(BASE, name) for name in adapters if BASE in alive] + list(combinations(adapters, 2))
-    versus = _all_versus(primary, pairs, right, seed)
+    p_values = primary.p_values(pairs, seed, resamples)
+    versus = _all_versus(primary, pairs, p_values, right)
     scores = tuple(
         TaskScore(
             name,
@@ -132,10 +139,13 @@ def _holm(given: Sequence[Versus]) -> Iterator[Versus]:
 
 
 def _all_versus(
-    primary: Scored, pairs: Sequence[tuple[str, str]], right: Mapping[str, Sequence[bool | None]], seed: int
+    primary: Scored,
+    pairs: Sequence[tuple[str, str]],
+    p_values: Sequence[float],
+    right: Mapping[str, Sequence[bool | None]],
 ) -> dict[tuple[str, str], Versus]:
     found = {}
-    for (before, after), p in zip(pairs, primary.p_values(pairs, seed), strict=True):
+    for (before, after), p in zip(pairs, p_values, strict=True):
         both = list(enumerate(zip(right[before], right[after], strict=True)))
         found[before, after] = Versus(
             before,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from graftlm.evaluation import statistics
 from graftlm.evaluation.measures import Measure
 from graftlm.evaluation.metrics import Floats
-from graftlm.evaluation.statistics import SEED, Change, Interval
+from graftlm.evaluation.statistics import RESAMPLES, SEED, Change, Interval
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Scored:
             return Interval(value, math.nan, math.nan)
         if self._is_binary(name):  # of this model alone: answers that all score 0 tell a bootstrap nothing
             return statistics.wilson_interval(round(sums[:, 0].sum()), self.rows)
+        if self.measure.sized:
+            return statistics.size_interval(sums[:, :-1])
         signed = float(self.measure.value(sums.sum(axis=0)))
-        found = statistics.percentile_interval(signed, self.draws[name])
-        if self.measure.folded:
-            return _folded(found)
-        return _turned(found) if self.measure.sized else found
+        found = statistics.bca_interval(signed, self.draws[name], self.measure.value(sums.sum(axis=0) - sums))
+        return _folded(found) if self.measure.folded else found
 
     def change(self, before: str, after: str) -> Change:
         """The difference of two models, after minus before, and its interval."""
@@ -57,7 +57,11 @@ class Scored:
             return Change(new - old, math.nan, math.nan, before=old, after=new)
         if self.binary:
             return statistics.paired_share_change(*(self.sums[name][:, 0] == 1 for name in (before, after)))
-        found = statistics.percentile_interval(new - old, self._differences(before, after))
+        draws = self._differences(before, after)
+        if self.measure.sized:  # chance makes the draws of both too large, and BCa would take that for bias
+            found = statistics.percentile_interval(new - old, draws)
+        else:
+            found = statistics.bca_interval(new - old, draws, self._left_out(before, after))
         return Change(new - old, found.low, found.high, before=old, after=new)
 
     def error(self, before: str, after: str) -> float:
@@ -68,7 +72,7 @@ class Scored:
             return float(np.std(self.sums[after][:, 0] - self.sums[before][:, 0]) / math.sqrt(self.rows))
         return float(np.std(self._differences(before, after)))
 
-    def p_values(self, pairs: Sequence[tuple[str, str]], seed: int = SEED) -> list[float]:
+    def p_values(self, pairs: Sequence[tuple[str, str]], seed: int = SEED, resamples: int = RESAMPLES) -> list[float]:
         """p-values of "no difference", uncorrected: McNemar's where rows are right or wrong, else of swapped rows."""
         if self.rows < 2:
             return [math.nan] * len(pairs)
@@ -78,7 +82,9 @@ class Scored:
             ]
         names = list(self.sums)
         places = [(names.index(one), names.index(other)) for one, other in pairs]
-        return statistics.swap_p([self.sums[name] for name in names], places, self._value, seed=seed)
+        return statistics.swap_p(
+            [self.sums[name] for name in names], places, self._value, resamples=resamples, seed=seed
+        )
 
     def _value(self, totals: Floats) -> Floats:
         found = self.measure.value(totals)
@@ -87,13 +93,18 @@ class Scored:
     def _is_binary(self, name: str) -> bool:
         return self.measure.is_mean and self.rows > 0 and bool(np.isin(self.sums[name][:, 0], (0, 1)).all())
 
+    def _left_out(self, before: str, after: str) -> Floats:
+        """The difference without each row."""
+        old, new = (self._value(self.sums[name].sum(axis=0) - self.sums[name]) for name in (before, after))
+        return new - old
+
     def _differences(self, before: str, after: str) -> Floats:
         old, new = self.draws[before], self.draws[after]
         return np.abs(new) - np.abs(old) if self.measure.folded else new - old
 
 
 def score_measures(
-    measures: Sequence[Measure], sums: Sequence[Mapping[str, Floats]], seed: int = SEED, resamples: int | None = None
+    measures: Sequence[Measure], sums: Sequence[Mapping[str, Floats]], seed: int = SEED, resamples: int = RESAMPLES
 ) -> list[Scored]:
     """Each measure of all models, from what each row adds, name → (rows, features).
 
@@ -107,7 +118,7 @@ def score_measures(
     ]
     drawn: list[dict[str, list[Floats]]] = [{name: [] for name in each} for each in sums]
     count = max((len(rows) for rows in present), default=0)
-    for counts in statistics.draw_counts(count, resamples or statistics.RESAMPLES, seed):
+    for counts in statistics.draw_counts(count, resamples, seed):
         for measure, each, into in zip(measures, clean, drawn, strict=True):
             for name, one in each.items():
                 into[name].append(measure.value(counts @ one))
@@ -135,12 +146,3 @@ def _folded(signed: Interval) -> Interval:
     ends = sorted((abs(signed.low), abs(signed.high)))
     low = 0.0 if signed.low <= 0 <= signed.high else ends[0]
     return Interval(abs(signed.value), low, ends[1])
-
-
-def _turned(found: Interval) -> Interval:
-    """The interval of a sum of sizes: chance makes the draws too large, as much as it did the value: turned about it.
-
-    It holds the value itself in any case.
-    """
-    low, high = 2 * found.value - found.high, 2 * found.value - found.low
-    return replace(found, low=min(found.value, max(0.0, low)), high=max(found.value, high))
