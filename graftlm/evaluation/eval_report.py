@@ -47,6 +47,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> list[Path]:
 def to_json(evaluation: Evaluation) -> str:
     """All values; half of a surrogate pair, which UTF-8 cannot hold, is written as an escape and reads back as it was."""
     text = json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, default=_plain)
+    text = re.sub(r"\[\n[\s\d,-]*\]", lambda places: "".join(places[0].split()), text)  # rows that changed, on one line
     return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n"
 
 

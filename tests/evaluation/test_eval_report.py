@@ -397,6 +397,10 @@ def test_json_reads_back(evaluation: Evaluation) -> None:
     assert values["settings"] == {"path": "a", "n": 3, "x": None}
     assert values["tasks"][1]["scores"][1]["measures"]["accuracy"]["value"] == pytest.approx(0.66)
     assert values["version"] == 1
+    won = evaluation.tasks[0].scores[1].over_base
+    assert won is not None
+    assert values["tasks"][0]["scores"][1]["over_base"]["won"] == list(won.won)
+    assert f'"won": [{",".join(map(str, won.won))}]' in to_json(evaluation)
 
 
 def test_all_three_files_are_new_or_old(
