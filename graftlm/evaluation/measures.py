@@ -162,7 +162,7 @@ def _right(task: EvalTask, items: Items, results: Results) -> Floats:
 
 
 def _scores(scorer: str, items: Items, results: Results) -> Floats:
-    return _of_rows([0.0 if result.error is not None else result.scores.get(scorer, 0.0) for result in results])
+    return _of_rows([0.0 if result.error is not None else result.scores[scorer] for result in results])
 
 
 def _mass(task: EvalTask, items: Items, results: Results) -> Floats:

@@ -6,14 +6,18 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from graftlm.evaluation.metrics import METRICS, Outcomes
+from graftlm.evaluation.metrics import METRICS, Floats, Outcomes
 from graftlm.evaluation.statistics import (
+    bca_interval,
     bootstrap_p,
     holm,
     mcnemar_p,
     percentile_interval,
     resampled,
+    size_interval,
+    swap_p,
 )
 
 
@@ -93,3 +97,61 @@ def test_holm_leaves_out_what_is_unknown() -> None:
     first, unknown, last = holm([0.01, math.nan, 0.04])
     assert (first, last) == pytest.approx((0.02, 0.04))
     assert math.isnan(unknown)
+
+
+def ratio(sums: Floats) -> Floats:
+    return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def test_swapped_rows_give_the_p_value_of_all_swaps() -> None:
+    generator = np.random.default_rng(3)
+    first, second = generator.random(10), generator.random(10) + 0.3
+
+    def difference(one: Floats, other: Floats, axis: int) -> Floats:
+        return np.asarray(one.mean(axis=axis) - other.mean(axis=axis))
+
+    exact = stats.permutation_test((first, second), difference, permutation_type="samples", vectorized=True)
+    sums = [np.stack([each, np.ones(10)], axis=1) for each in (first, second, first)]
+    p = swap_p(sums, [(0, 1), (1, 0), (0, 2)], ratio, resamples=20000)
+    assert p[0] == pytest.approx(exact.pvalue, abs=0.01)
+    assert p[1] == p[0]
+    assert p[2] == 1
+
+
+def test_a_swap_test_without_numbers_knows_nothing() -> None:
+    nothing = np.zeros((5, 2))
+    with np.errstate(invalid="ignore"):
+        assert math.isnan(swap_p([nothing, nothing], [(0, 1)], ratio, resamples=99)[0])
+    assert swap_p([nothing], [], ratio) == []
+
+
+def test_bca_is_that_of_scipy_but_for_few_rows() -> None:
+    values = np.random.default_rng(4).exponential(size=400)
+    sums = np.stack([values, np.ones(400)], axis=1)
+    draws = resampled([sums], ratio)[0]
+    found = bca_interval(float(values.mean()), draws, ratio(sums.sum(axis=0) - sums))
+    other = stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
+    assert (found.low, found.high) == pytest.approx((other.low, other.high), rel=0.01)
+    few = bca_interval(
+        float(values[:8].mean()), resampled([sums[:8]], ratio)[0], ratio(sums[:8].sum(axis=0) - sums[:8])
+    )
+    plain = percentile_interval(few.value, resampled([sums[:8]], ratio)[0])
+    assert few.high - few.low > plain.high - plain.low
+
+
+def test_bca_of_equal_rows_is_a_point() -> None:
+    found = bca_interval(0.5, np.full(999, 0.5), np.full(20, 0.5))
+    assert (found.low, found.high) == (0.5, 0.5)
+
+
+def test_a_size_has_an_interval_from_0_where_it_may_be_chance() -> None:
+    generator = np.random.default_rng(5)
+    noise = generator.normal(0, 1, (100, 4))
+    found = size_interval(noise)
+    assert found.low == 0
+    assert found.value == pytest.approx(np.abs(noise.mean(axis=0)).sum())
+    assert found.low <= found.value < found.high
+    clear = size_interval(noise + np.array([1.0, -1.0, 0.0, 0.0]))
+    assert 1.4 < clear.low < clear.value < clear.high < 2.8
+    assert not size_interval(noise[:1]).known
+    assert size_interval(np.zeros((9, 2))).high == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graftlm.errors import UserError
 from graftlm.evaluation import scorers
@@ -237,3 +239,16 @@ def test_scorers_that_cannot_be_used_are_found_at_once(tmp_path: Path, given: li
 
 def test_normalised_keeps_numbers_whole() -> None:
     assert normalised(" Pi is 3.14, or -1,000:  U.S.! ") == "pi is 3.14 or -1000 us"
+
+
+WRITTEN = st.text(
+    st.sampled_from("0123456789 ,.-/#eE½¼⁄−$%万亿三十不无法我抱歉Iican't sorry\n٣²Ⅷ") | st.characters(), max_size=60
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(WRITTEN, st.lists(WRITTEN, min_size=1, max_size=2))
+def test_no_text_breaks_a_scorer(answer: str, references: list[str]) -> None:
+    for name, function in scorers.SCORERS.items():
+        assert 0 <= function(answer, references) <= 1 + 1e-9, name
+    assert scorers.exact(answer, [answer]) == 1
