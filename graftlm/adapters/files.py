@@ -3,12 +3,14 @@
 ``adapter_config.json`` and ``adapter_model.safetensors`` are peft's own two files; a method that peft does not know
 has no ``adapter_config.json``. ``graftlm.json`` holds the method's settings, the base's fingerprint, and the notes
 that travel with the adapter: chat template, recipe, data counts, metrics, versions. Folders that peft wrote have none
-and load all the same. An adapter's own head, where it has one, is in ``head.safetensors``.
+and load all the same. An adapter's own head, where it has one, is in ``head.safetensors``; hashes of the texts that it
+was trained on are in ``trained_on.safetensors``.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +30,9 @@ from graftlm.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from graftlm.adapters.model import AdaptedModel
 
-NOTES, HEAD = "graftlm.json", "head.safetensors"
+NOTES, HEAD, TRAINED_ON = "graftlm.json", "head.safetensors", "trained_on.safetensors"
 FORMAT = 1
-_OWN = (CONFIG, WEIGHTS, NOTES, HEAD, "README.md")  # peft writes a README.md
+_OWN = (CONFIG, WEIGHTS, NOTES, HEAD, TRAINED_ON, "README.md")  # peft writes a README.md
 
 
 def save_adapter(model: AdaptedModel, name: str, folder: Path, *, peft: bool = False) -> Path:
@@ -68,12 +70,22 @@ def save_adapter(model: AdaptedModel, name: str, folder: Path, *, peft: bool = F
         if adapter.head is not None:
             head = {key: tensor.detach().cpu().contiguous() for key, tensor in adapter.head.state_dict().items()}
             save_file(head, fresh / HEAD, metadata={"format": "pt"})
+        _save_record(model.adapter(name.partition("@")[0]), fresh)
         if stored.peft is not None:
             (fresh / CONFIG).write_text(json.dumps(stored.peft, indent=2) + "\n", encoding="utf-8")
         (fresh / NOTES).write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     write_folder(folder, fill)
     return folder
+
+
+def _save_record(adapter: Adapter, folder: Path) -> None:
+    """What the adapter was trained on; nothing where the folder that it was loaded from is gone."""
+    if isinstance(adapter.trained_on, Path):
+        if adapter.trained_on.is_file():
+            shutil.copyfile(adapter.trained_on, folder / TRAINED_ON)
+    elif adapter.trained_on is not None:
+        (folder / TRAINED_ON).write_bytes(adapter.trained_on)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -149,6 +161,8 @@ def _read(model: AdaptedModel, folder: Path) -> tuple[Adapter, dict[str, Any]]:
         adapter = reader(stored, model.places, device=model.device)
     if (folder / HEAD).exists():
         adapter.head = _head(model, folder)
+    if (folder / TRAINED_ON).exists():
+        adapter.trained_on = (folder / TRAINED_ON).resolve()
     return adapter, notes
 
 

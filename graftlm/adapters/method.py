@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -254,6 +255,8 @@ class Adapter(nn.Module):
         self.virtual = virtual
         self.prefix = prefix
         self.head = head
+        #: The file that tells what it was trained on, or where it lies; it travels with the adapter, unread.
+        self.trained_on: bytes | Path | None = None
 
     @property
     def trained_parameters(self) -> int:

@@ -24,6 +24,7 @@ from graftlm.data.prepare import (
     split_held_out,
 )
 from graftlm.data.templates import ChatTemplate
+from graftlm.data.trained_on import DataFile, describe_files
 from graftlm.errors import UserError
 from graftlm.recipe import AdapterRecipe, DataSet, Recipe
 
@@ -45,10 +46,14 @@ class SplitData:
 
 @dataclass(frozen=True)
 class ReadData:
-    """The instances of one data set: to learn from, and held out where they have files of their own."""
+    """The instances of one data set: to learn from, and held out where they have files of their own.
+
+    ``files``: those that are learnt from, as they were when they were read.
+    """
 
     train: Instances
     held_out: Instances | None
+    files: tuple[DataFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,13 +146,14 @@ def _read(name: str, data_set: DataSet) -> ReadData:
 
     with part_of("data set", name):
         held_out = None if data_set.held_out_from is None else read(*data_set.held_out_from)
+        files = describe_files(data_set.path)
         train = read(data_set.path, data_set.split)
         seen = RowCounts()
         for part in (train, held_out):
             if part is not None:
                 seen.add(part.counts)
         check_variables(data_set.variables, seen)
-        return ReadData(train, held_out)
+        return ReadData(train, held_out, files)
 
 
 def _prepare(

@@ -24,6 +24,7 @@ from graftlm.evaluation.report import AdapterReport, Example, RunReport, write_r
 from graftlm.generation.engine import Engine
 from graftlm.generation.requests import Request, SamplingSettings
 from graftlm.runs.folder import RunFolder
+from graftlm.runs.record import training_records
 from graftlm.runs.setup import PreparedRun, adapter_notes, versions
 from graftlm.training.checkpoints import latest_checkpoint
 from graftlm.training.events import Event, Watcher
@@ -114,8 +115,10 @@ def execute(
     say("scoring held-out rows with the bare base and each adapter")
     before, after = _scores_before(run), _scores(run, run.tasks, lambda task: task.stack)
     measured = _Measured(outcome, plan, seconds, peak, before, after, _scores_by_rank(run))
+    records = training_records(run)
     for name in outcome.progress:
-        run.model.notes[name] = adapter_notes(run, name, measured.metrics(name))
+        summary, run.model.adapter(name).trained_on = records[name]
+        run.model.notes[name] = {**adapter_notes(run, name, measured.metrics(name)), "trained_on": summary}
         run.model.save(name, folder.adapters / name)
     if should_stop():
         return RunResult(outcome, None)

@@ -16,6 +16,7 @@ from graftlm.data.heads import HeadSettings
 from graftlm.data.instances import Instance
 from graftlm.data.prompt_template import PromptTemplate, is_prompt_template, prompt_template, template_from_dict
 from graftlm.data.templates import ChatTemplate, resolve_chat_template
+from graftlm.data.trained_on import DataFile
 from graftlm.errors import UserError
 from graftlm.evaluation.labels import stored_head
 from graftlm.recipe import AdapterRecipe, Recipe
@@ -29,7 +30,8 @@ from graftlm.training.virtual_rows import with_virtual_tokens
 class PreparedRun:
     """All that training needs. ``held_out`` are each adapter's held-out instances, in the order of its task's rows;
     ``data`` the splits by title, ``parts`` by adapter and data set; ``heads`` what adapters predict instead of text;
-    ``templates`` the template of each adapter's rows: the run's, unless it has one of its own.
+    ``templates`` the template of each adapter's rows: the run's, unless it has one of its own; ``files`` what was read
+    to learn from, by data set.
     """
 
     recipe: Recipe
@@ -42,6 +44,7 @@ class PreparedRun:
     parts: dict[str, dict[str, SplitData]]
     heads: dict[str, HeadSettings]
     templates: dict[str, ChatTemplate]
+    files: dict[str, tuple[DataFile, ...]]
 
 
 def set_up(
@@ -89,7 +92,17 @@ def set_up(
         update = model.adapter(name)
         say(f"adapter {name}: {update.trained_parameters:,} parameters, {len(tasks[-1].steps)} steps")
     return PreparedRun(
-        recipe, model, tokenizer, template, data.splits, tuple(tasks), held_out, data.parts, data.heads, templates
+        recipe,
+        model,
+        tokenizer,
+        template,
+        data.splits,
+        tuple(tasks),
+        held_out,
+        data.parts,
+        data.heads,
+        templates,
+        {key: read.files for key, read in found.items()},
     )
 
 
