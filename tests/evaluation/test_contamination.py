@@ -15,7 +15,8 @@ from graftlm.data.sets import SetCard, write_set
 from graftlm.data.trained_on import EMPTY, DataFile, TrainedOn, describe_files, trained_on
 from graftlm.evaluation.contamination import NO_RECORD, Trained, overlaps, read_trained, texts_of_item
 from graftlm.evaluation.statistics import Interval
-from graftlm.evaluation.tasks.items import Item
+from graftlm.evaluation.tasks.items import Item, read_items
+from graftlm.recipe.task_file import load_task
 
 STORY = (
     "Late in the evening the old ferryman rowed across the lake to fetch a parcel that nobody had asked for, "
@@ -119,6 +120,16 @@ def test_shipped_data_is_not_taken_for_other_shipped_data():
             new = [each for each in held_out if not own & set(contents(each))]
             items = [Item("held out", each.row, candidates=contents(each)) for each in new]
             assert overlaps(trained, items, task=other).rows == (), (name, other)
+
+
+def test_shipped_suites_are_not_taken_for_shipped_data():
+    place = Path(graftlm.__file__).parent
+    demo = sorted((place / "demo" / "data").glob("*.train.jsonl"))
+    trained = known(*(each for path in demo for each in load_instances(path).items))
+    suites = sorted((place / "evaluation" / "suites").glob("*.yaml"))
+    assert demo
+    for path in suites:
+        assert overlaps(trained, read_items(load_task(path)), task=path.stem).rows == (), path.stem
 
 
 def contents(instance: Instance) -> tuple[str, ...]:
