@@ -66,18 +66,18 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class ResultFile:
-    """The results of one model on one task, in the order of the items."""
+    """The results of one model on one task. ``results``: by the place of their item, from 0; in any order."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path, self.header = path, dict(header)
         self.results = self._read()
 
-    def _read(self) -> list[ItemResult]:
+    def _read(self) -> dict[int, ItemResult]:
         """What an earlier run left; a line that is cut off is taken away, and all that has another header."""
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             data = self.path.read_bytes() if self.path.exists() else b""
-        found: list[ItemResult] = []
+        found: dict[int, ItemResult] = {}
         good = 0
         for number, line in enumerate(data.splitlines(keepends=True)):
             try:
@@ -87,7 +87,7 @@ class ResultFile:
                 if value is None:
                     break
                 if number:
-                    found.append(ItemResult.from_dict(value))
+                    found[value.pop("place")] = ItemResult.from_dict(value)
             except (ValueError, TypeError, KeyError):
                 break
             good += len(line)
@@ -96,16 +96,23 @@ class ResultFile:
                 os.truncate(self.path, good)
         return found
 
-    def add(self, results: Iterable[ItemResult]) -> None:
-        """Write results behind the others; they are on the disk when this returns."""
-        new = list(results)
+    def missing(self, items: int) -> list[int]:
+        """The places that have no result yet."""
+        return [place for place in range(items) if place not in self.results]
+
+    def in_order(self, items: int) -> list[ItemResult]:
+        """The results of all items; each must have one."""
+        return [self.results[place] for place in range(items)]
+
+    def add(self, results: Mapping[int, ItemResult]) -> None:
+        """Write results, by place, behind the others; they are on the disk when this returns."""
         with disk_errors(self.path), self.path.open("ab") as file:
             if file.tell() == 0:
                 file.write(_line(self.header))
-            file.writelines(_line(result.to_dict()) for result in new)
+            file.writelines(_line({"place": place, **result.to_dict()}) for place, result in results.items())
             file.flush()
             os.fsync(file.fileno())
-        self.results += new
+        self.results |= results
 
 
 def _line(values: Mapping[str, Any]) -> bytes:

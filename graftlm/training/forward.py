@@ -80,7 +80,7 @@ def micro_batch_log_probs(model: AdaptedModel, batch: MicroBatch) -> torch.Tenso
 
     Tokens are scored by the language head, classes by the head of the row's adapter.
     """
-    hidden = _learnt_states(model, batch)
+    hidden = learnt_states(model, batch)
     parts: list[torch.Tensor] = []
     by_head = _by_head(model, batch)
     for name, where in by_head.items():
@@ -130,7 +130,7 @@ def class_log_probs(
     found = [torch.empty(0)] * len(rows)
     for order in plan_micro_batches(rows, max_tokens):
         batch = build_micro_batch(model, rows, order)
-        hidden = _learnt_states(model, batch)
+        hidden = learnt_states(model, batch)
         start = 0
         for index, count in zip(order, batch.padded.counts, strict=True):
             where = torch.arange(start, start + count, device=hidden.device)
@@ -157,7 +157,7 @@ def _word_log_probs(
 
 def _scores(model: AdaptedModel, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """log p of everything learnt (n,), whether it is the likeliest, and the likeliest class (−1 for tokens)."""
-    hidden = _learnt_states(model, batch)
+    hidden = learnt_states(model, batch)
     parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     by_head = _by_head(model, batch)
     for name, where in by_head.items():
@@ -176,7 +176,7 @@ def _scores(model: AdaptedModel, batch: MicroBatch) -> tuple[torch.Tensor, torch
     return found, hits, predicted
 
 
-def _learnt_states(model: AdaptedModel, batch: MicroBatch) -> torch.Tensor:
+def learnt_states(model: AdaptedModel, batch: MicroBatch) -> torch.Tensor:
     """The final hidden states at the positions where something is learnt, (n, hidden)."""
     padded = batch.padded
     if padded.source_ids is not None:
