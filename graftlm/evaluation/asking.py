@@ -73,7 +73,8 @@ def ask(opened: Opened, speaker: Speaker, task: EvalTask, items: Sequence[Item])
         train_on="last",
         decoder_start=getattr(model.base.config, "decoder_start_token_id", None),
     )
-    instances, owners = [], []
+    instances: list[Instance] = []
+    owners: list[int] = []
     for number, item in enumerate(items):
         for candidate in item.candidates:
             last = Message("text", candidate) if whole else Message("assistant", candidate)
@@ -99,7 +100,7 @@ def ask(opened: Opened, speaker: Speaker, task: EvalTask, items: Sequence[Item])
 
 
 def _fit(row: EncodedRow, room: int, whole: bool) -> list[EncodedRow]:
-    """The row if it fits; a text that does not, in windows that share one token; nothing for an answer that does not."""
+    """The row, where it fits; of a text that does not, windows that share a token; of an answer, nothing."""
     if len(row.ids) <= room and len(row.source_ids or ()) <= room:
         return [row]
     if not whole or room < 2:
@@ -134,8 +135,6 @@ def _rendered(rendering: Rendering, instances: Sequence[Instance]) -> tuple[dict
     account = Reasons()
     rows = {instance.row: row for instance, row in rendering.rows(instances, account)}
     return rows, account.reasons
-
-
 
 
 def largest(model: AdaptedModel) -> int:

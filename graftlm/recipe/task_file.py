@@ -17,8 +17,10 @@ from graftlm.recipe.places import read_yaml
 from graftlm.recipe.problems import KeyPath, Problem, RecipeError, schema_at, show, translate, unknown_key
 
 
-def load_task(path: str | Path) -> EvalTask:
+def load_task(path: str | Path, *, rows: bool = True) -> EvalTask:
     """The task of a file; its name is that of the file, its paths are relative to the file's folder.
+
+    ``rows``: see that the files of rows are there.
 
     Raises:
         UserError: the file cannot be read.
@@ -31,10 +33,12 @@ def load_task(path: str | Path) -> EvalTask:
         raise UserError(f"the task {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the task {path} is not UTF-8, at byte {error.start}", hint="Save it as UTF-8.") from error
-    return parse_task(text, str(path), name=file.stem, folder=file.resolve().parent)
+    return parse_task(text, str(path), name=file.stem, folder=file.resolve().parent, rows=rows)
 
 
-def parse_task(text: str, source: str = "task.yaml", *, name: str = "task", folder: Path) -> EvalTask:
+def parse_task(
+    text: str, source: str = "task.yaml", *, name: str = "task", folder: Path, rows: bool = True
+) -> EvalTask:
     """The task of a text.
 
     Raises:
@@ -52,7 +56,7 @@ def parse_task(text: str, source: str = "task.yaml", *, name: str = "task", fold
             found += [(at, _words(at, words)) for at, words in translate(error, TaskKeys, value)]
         else:
             found += _bad_patterns(keys)
-        found += _missing_files(value, folder)
+        found += _missing_files(value, folder) if rows else []
     for at, words in found:
         where = place.at(at)
         problems.append(Problem(words, at, where.line, where.column))

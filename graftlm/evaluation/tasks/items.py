@@ -59,7 +59,12 @@ def read_items(task: EvalTask) -> list[Item]:
     Raises:
         UserError: there are no rows, or one does not go with the task: file, row and key are named.
     """
-    rows = [(str(path), number, row) for path in task.paths for number, row in read_rows(path, split=task.keys.split)]
+    rows = [
+        (str(path), number, part)
+        for path in task.paths
+        for number, row in read_rows(path, split=task.keys.split)
+        for part in _unfolded(task, str(path), number, row)
+    ]
     if task.keys.where is not None:
         rows = [each for each in rows if _truth(_Row(task, *each).text("where"))]
     if not rows:
@@ -71,6 +76,21 @@ def read_items(task: EvalTask) -> list[Item]:
         drawn = [rows[at] for at in sorted(random.Random(f"{task.keys.seed} rows").sample(range(len(rows)), most))]
     shots = _Shots(task, rows) if task.keys.shots else None
     return [_item(_Row(task, *each), shots) for each in drawn]
+
+
+def _unfolded(task: EvalTask, source: str, number: int, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A row for each entry of the lists inside it; it has the keys of all that it lies in."""
+    found: list[Mapping[str, Any]] = [row]
+    for key in task.keys.unfold:
+        inside: list[Mapping[str, Any]] = []
+        for part in found:
+            entries = part.get(key)
+            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+                there = ", ".join(map(str, part))
+                raise UserError(f"task {task.name}: {source}, row {number}: no list of objects in '{key}' of: {there}")
+            inside += [{**part, **entry} for entry in entries]
+        found = inside
+    return found
 
 
 class _Row:

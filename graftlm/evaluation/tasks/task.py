@@ -14,15 +14,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from graftlm.evaluation.choices import Normalise
 
 
-def _several(value: Any) -> Any:
-    """A text alone is a list of one; a tuple, since the file is read strictly."""
+Kind = Literal["choice", "generate", "perplexity", "pairs", "preference", "classify"]
+
+
+def _listed(value: Any) -> Any:
+    """One text or a list of them, as a tuple."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
 
 
-Kind = Literal["choice", "generate", "perplexity", "pairs", "preference", "classify"]
-Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
 Jinja = Annotated[str, Field(min_length=1)]
 
 #: Which keys a kind needs, and which it may have besides those of every kind.
@@ -69,10 +71,8 @@ class Scorer(BaseModel):
 
 def _scorers(value: Any) -> Any:
     """A name alone is a scorer too."""
-    several = _several(value)
-    if not isinstance(several, tuple):
-        return value
-    return tuple({"name": entry} if isinstance(entry, str) else entry for entry in several)
+    entries = value if isinstance(value, list | tuple) else [value]
+    return tuple({"name": entry} if isinstance(entry, str) else entry for entry in entries)
 
 
 class TaskKeys(BaseModel):
@@ -94,6 +94,7 @@ class TaskKeys(BaseModel):
     )
     path: Names = Field(min_length=1, description="File, folder or set, or a list; relative to this file.")
     split: str | None = Field(None, description="Split of a set. Left out: its first besides train, if there is one.")
+    unfold: Names = Field((), description="Lists inside a row, from the outside in: each of their entries is a row.")
     where: Jinja | None = Field(None, description="Only rows where this is true: \"{{ label != 'none' }}\".")
     max_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="At most so many rows, drawn by the seed.")
     seed: int = Field(0, ge=0, description="Seed of the rows and demonstrations that are drawn.")
@@ -114,9 +115,9 @@ class TaskKeys(BaseModel):
     unknown: Jinja | None = Field(None, description="bias: the choice that says it cannot be known, as in answer.")
     normalise: Normalise = Field("sum", description="Likelihood as a sum, or a mean over tokens or bytes.")
     metric: str | None = Field(None, description="The score that is compared. Left out: the first of the kind.")
-    scorers: Annotated[tuple[Scorer, ...], BeforeValidator(_scorers)] = Field(
-        (), description="generate: how answers are scored; the first is compared. Left out: exact and f1."
-    )
+    scorers: Annotated[
+        tuple[Scorer, ...], BeforeValidator(_scorers, json_schema_input_type=str | list[str | Scorer])
+    ] = Field((), description="generate: how answers are scored; the first is compared. Left out: exact and f1.")
     max_tokens: Annotated[int, Field(ge=1)] = Field(64, description="generate: longest answer.")
     stop: Names = Field((), description="generate: texts that end an answer.")
     shots: Annotated[int, Field(ge=0, le=32)] = Field(0, description="Solved examples before each question.")

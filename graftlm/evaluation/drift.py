@@ -1,0 +1,71 @@
+"""How far adapters move the base's next-token distribution on neutral text: KL divergence a token, many in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from graftlm.adapters.model import AdaptedModel
+from graftlm.adapters.routing import Routing, Stack
+from graftlm.data.batches import EncodedRow
+from graftlm.evaluation.evaluation import Drift
+from graftlm.evaluation.metrics import Floats
+from graftlm.evaluation.statistics import percentile_interval, resampled
+from graftlm.objectives.log_probs import chunk_rows
+from graftlm.training.forward import RoutedRow, build_micro_batch, learnt_states
+
+
+@torch.no_grad()
+def kl_of_rows(
+    model: AdaptedModel, rows: Sequence[EncodedRow], stacks: Sequence[Stack], max_tokens: int
+) -> Iterator[tuple[int, dict[Stack, float]]]:
+    """For each row its number and KL(base ‖ stack), summed over the tokens that the row learns, in nats.
+
+    The base and all stacks read a row in one pass; of the logits two chunks are held at a time.
+    """
+    every: list[Stack] = [(), *stacks]
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number].ids))
+    per_pass = max(1, max_tokens // (max((len(row.ids) for row in rows), default=1) * len(every)))
+    for start in range(0, len(order), per_pass):
+        numbers = order[start : start + per_pass]
+        # Rows of one routing stand together; the texts come in the same order under each.
+        routed = [RoutedRow(rows[number], stack) for stack in every for number in numbers]
+        batch = build_micro_batch(model, routed, list(range(len(routed))))
+        hidden = learnt_states(model, batch)
+        counts = batch.padded.counts[: len(numbers)]
+        parts = torch.split(hidden, sum(counts))
+        found: list[dict[Stack, float]] = [{} for _ in numbers]
+        for stack, states in zip(every[1:], parts[1:], strict=True):
+            for at, values in enumerate(torch.split(_kl(model, parts[0], states, stack), counts)):
+                found[at][stack] = float(values.sum())
+        yield from zip(numbers, found, strict=True)
+
+
+def _kl(model: AdaptedModel, base: torch.Tensor, other: torch.Tensor, stack: Stack) -> torch.Tensor:
+    """KL(base ‖ stack) at each position of final hidden states (n, hidden): (n,) float64, in chunks of positions."""
+    found = []
+    step = chunk_rows(model.vocabulary, base.element_size())
+    for start in range(0, len(base), step):
+        mine, theirs = base[start : start + step], other[start : start + step]
+        p = _log_probs(model, mine, ())
+        q = _log_probs(model, theirs, stack)
+        found.append((p.exp() * (p - q)).double().sum(-1))
+    return torch.cat(found)
+
+
+def _log_probs(model: AdaptedModel, states: torch.Tensor, stack: Stack) -> torch.Tensor:
+    logits = model.score(states, Routing.of_rows([stack], len(states)))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def drift_of(model: str, sums: Floats) -> Drift:
+    """The drift from what each text adds: sums (texts, 2) of KL and tokens."""
+
+    def ratio(totals: Floats) -> Floats:
+        with_tokens: Floats = totals[..., 0] / totals[..., 1]
+        return with_tokens
+
+    draws = resampled([sums], ratio)[0]
+    total = sums.sum(axis=0)
+    return Drift(model, percentile_interval(float(total[0] / total[1]), draws), int(total[1]), len(sums))

@@ -1,0 +1,220 @@
+"""An evaluation from its tasks to its report: all models answer all tasks in shared batches over one base."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graftlm.adapters.files import describe_method, read_config, read_notes
+from graftlm.base.fingerprint import exact_digest
+from graftlm.evaluation.answering import Answering, Limits, Tell
+from graftlm.evaluation.asking import ask, largest, why_not
+from graftlm.evaluation.drift import drift_of, kl_of_rows
+from graftlm.evaluation.evaluation import BASE, Drift, Evaluation, Model
+from graftlm.evaluation.results import ItemResult, ResultFile
+from graftlm.evaluation.speakers import Opened, Speaker
+from graftlm.evaluation.tasks.items import Item, read_items
+from graftlm.evaluation.tasks.task import EvalTask
+from graftlm.runs.setup import versions
+from graftlm.training.virtual_rows import fit
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int], AbstractContextManager[Tell]]  # a bar of so many steps, with a title
+DRIFT_TEXTS = 64  # of each neutral task
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """How tasks are run. ``limit``: rows of each at most; ``shots`` in the place of a task's own; 0 tokens: chosen."""
+
+    limit: int | None = None
+    shots: int | None = None
+    batch_tokens: int = 0
+    batch_rows: int = 32
+    seed: int | None = None
+    drift: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task with its items, read before anything is loaded."""
+
+    task: EvalTask
+    items: tuple[Item, ...]
+
+    @property
+    def hash(self) -> str:
+        """Of all items."""
+        return hashlib.sha256("".join(item.hash for item in self.items).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What all models made of a task, in the order of its items, and why some models were not asked."""
+
+    prepared: Prepared
+    results: Mapping[str, list[ItemResult]]
+    left_out: Mapping[str, str]
+
+
+def prepare(tasks: Sequence[EvalTask], settings: EvalSettings) -> list[Prepared]:
+    """Read the rows of all tasks.
+
+    Raises:
+        UserError: a task has no rows, or a row does not go with it.
+    """
+    found = []
+    for task in tasks:
+        given: dict[str, Any] = {"seed": settings.seed}
+        if settings.shots is not None and task.keys.kind in ("choice", "generate"):
+            given["shots"] = settings.shots
+        if settings.limit is not None:
+            given["max_rows"] = min(settings.limit, task.keys.max_rows or settings.limit)
+        changed = {key: value for key, value in given.items() if value is not None}
+        own = replace(task, keys=task.keys.model_copy(update=changed))
+        found.append(Prepared(own, tuple(read_items(own))))
+    return found
+
+
+def answer_all(
+    opened: Opened,
+    prepared: Sequence[Prepared],
+    out: Path,
+    settings: EvalSettings,
+    *,
+    say: Say = lambda _line: None,
+    progress: Progress = lambda _title, _total: nullcontext(lambda _done: None),
+) -> list[Answered]:
+    """Let all models answer all tasks, going on from what ``out`` holds of them.
+
+    Raises:
+        UserError: a scorer of a task's own fails; the disk is full. What is done stays.
+    """
+    limits = Limits(settings.batch_tokens or largest(opened.model), settings.batch_rows)
+    identities = {speaker.label: identity(opened, speaker) for speaker in opened.speakers}
+    found = []
+    for each in prepared:
+        task, items = each.task, each.items
+        reasons = {speaker.label: why_not(opened, speaker, task, items) for speaker in opened.speakers}
+        files = {
+            label: ResultFile(out / "results" / task.name / f"{label}.jsonl", header(each, identities[label]))
+            for label, reason in reasons.items()
+            if reason is None
+        }
+        left = sum(len(file.missing(len(items))) for file in files.values())
+        kept = len(files) * len(items) - left
+        if kept:
+            say(f"{task.name}: {kept:,} of {kept + left:,} answers were there")
+        if left:
+            with progress(task.name, left) as tell:
+                Answering(opened, task, items, files, limits, tell).run()
+        results = {label: file.in_order(len(items)) for label, file in files.items()}
+        found.append(Answered(each, results, {label: why for label, why in reasons.items() if why is not None}))
+    return found
+
+
+def identity(opened: Opened, speaker: Speaker) -> dict[str, Any]:
+    """What a model's answers follow from: base, weights of its adapters, template, precision."""
+    names = [name.partition("@")[0] for name in speaker.stack]
+    weights = [exact_digest(opened.model.adapters[name])[:16] for name in names]
+    return {
+        "base": opened.model.fingerprint[:16],
+        "adapters": weights,
+        "forms": [name.partition("@")[2] for name in speaker.stack],
+        "template": speaker.template.hash[:16],
+        "head": None if speaker.head is None else speaker.head.model_dump(mode="json"),
+        "dtype": str(opened.model.dtype).removeprefix("torch."),
+    }
+
+
+def header(prepared: Prepared, model: Mapping[str, Any]) -> dict[str, Any]:
+    """The first line of a file of results: whose they are, of which rows."""
+    scorers = [_code(prepared.task, scorer.python) for scorer in prepared.task.keys.all_scorers if scorer.python]
+    values = {"version": 1, "task": prepared.task.hash, "rows": prepared.hash, "scorers": scorers, "model": dict(model)}
+    return dict(json.loads(json.dumps(values)))
+
+
+def _code(task: EvalTask, python: str) -> str:
+    """The hash of a scorer's file: its scores are of this code."""
+    path = task.folder / python.rpartition(":")[0]
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+
+
+def measure_drift(
+    opened: Opened,
+    prepared: Sequence[Prepared],
+    out: Path,
+    settings: EvalSettings,
+    *,
+    progress: Progress = lambda _title, _total: nullcontext(lambda _done: None),
+) -> list[Drift]:
+    """KL(base ‖ adapter) a token on the neutral texts of the tasks; nothing where there are none, or no decoder."""
+    speakers = [speaker for speaker in opened.adapters if speaker.head is None]
+    neutral = [each for each in prepared if each.task.keys.neutral]
+    if not neutral or not speakers or opened.model.kind != "decoder":
+        return []
+    identities = {speaker.label: identity(opened, speaker) for speaker in (opened.base, *speakers)}
+    totals: dict[str, list[tuple[float, float]]] = {speaker.label: [] for speaker in speakers}
+    for each in neutral:
+        items = each.items[:DRIFT_TEXTS]
+        files = {
+            label: ResultFile(
+                out / "results" / each.task.name / f"{label}.drift.jsonl",
+                {**header(each, identities[label]), "from": header(each, identities[BASE])},
+            )
+            for label in totals
+        }
+        left = {label: file.missing(len(items)) for label, file in files.items()}
+        asked = [speaker for speaker in speakers if left[speaker.label]]
+        places = sorted({place for missing in left.values() for place in missing})
+        if places:
+            with progress(f"{each.task.name}: drift", len(places)) as tell:
+                _drift(opened, each.task, items, places, asked, files, settings, tell)
+        for label, file in files.items():
+            totals[label] += [
+                (result.scores["kl"], result.scores["tokens"]) for result in file.in_order(len(items)) if result.scores
+            ]
+    return [drift_of(label, np.array(sums, dtype=np.float64)) for label, sums in totals.items() if sums]
+
+
+def _drift(
+    opened: Opened,
+    task: EvalTask,
+    items: Sequence[Item],
+    places: Sequence[int],
+    speakers: Sequence[Speaker],
+    files: Mapping[str, ResultFile],
+    settings: EvalSettings,
+    tell: Tell,
+) -> None:
+    asked = ask(opened, opened.base, task, [items[place] for place in places])
+    rows = [(place, row) for place, each in zip(places, asked, strict=True) for row in each.flat]
+    room = min(opened.model.room(speaker.stack) for speaker in speakers)
+    short = [(place, fit(_cut(each.row, room), 0, opened.model.vocabulary)) for place, each in rows]
+    sums: dict[tuple[str, int], list[float]] = {}
+    by_stack = {speaker.stack: speaker.label for speaker in speakers}
+    tokens = settings.batch_tokens or largest(opened.model)
+    for number, found in kl_of_rows(opened.model, [row for _, row in short], list(by_stack), tokens):
+        place, row = short[number]
+        for stack, kl in found.items():
+            total = sums.setdefault((by_stack[stack], place), [0.0, 0.0])
+            total[0] += kl
+            total[1] += row.n_supervised
+    for label in by_stack.values():
+        own = {
+            place: ItemResult(items[place].hash, scores={"kl": kl, "tokens": count})
+            for (owner, place), (kl, count) in sums.items()
+            if owner == label and place not in files[label].results
+        }
+        lacking = {place: ItemResult(items[place].hash, error="cannot be read") for place in places}
+        files[label].add({**{p: r for p, r in lacking.items() if p not in own and p not in files[label].results}, **own})
+    tell(len(places))
