@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,6 +222,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     if (folder / NOTES).exists() and not (folder / CONFIG).exists():
         return {}
     return read_json(folder, CONFIG)
+
+
+def describe_method(config: Mapping[str, Any], notes: Mapping[str, Any]) -> str:
+    """The method of a folder in one line, or the ranks that it chose."""
+    settings = notes.get("method") or {
+        "method": str(config.get("peft_type", "?")).lower(),
+        "rank": config.get("r", "?"),
+    }
+    name = str(settings.get("method", "?"))
+    if ranks := list((notes.get("ranks") or {}).values()):
+        return f"{name} ranks {min(ranks)} to {max(ranks)}, {sum(ranks) / len(ranks):.1f} on average"
+    known = methods().get(name)
+    if known is not None and notes.get("method"):
+        with suppress(ValidationError):
+            return known.model_validate(settings).describe()
+    return f"{name} rank {settings['rank']}" if settings.get("rank") else name
 
 
 def is_adapter_folder(folder: Path) -> bool:

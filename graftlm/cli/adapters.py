@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,29 +161,9 @@ def _rank_lines(ranks: dict[str, int]) -> str:
     return "\n".join(lines)
 
 
-def _method(config: dict[str, Any], notes: dict[str, Any]) -> str:
-    """The method in one line, or the ranks that it chose."""
-    from pydantic import ValidationError
-
-    from graftlm.adapters.method import methods
-
-    settings = notes.get("method") or {
-        "method": str(config.get("peft_type", "?")).lower(),
-        "rank": config.get("r", "?"),
-    }
-    name = str(settings.get("method", "?"))
-    if ranks := list((notes.get("ranks") or {}).values()):
-        return f"{name} ranks {min(ranks)} to {max(ranks)}, {sum(ranks) / len(ranks):.1f} on average"
-    known = methods().get(name)
-    if known is not None and notes.get("method"):
-        with suppress(ValidationError):
-            return known.model_validate(settings).describe()
-    return f"{name} rank {settings['rank']}" if settings.get("rank") else name
-
-
 def _facts(folder: Path) -> dict[str, str]:
     """What a table says of one adapter."""
-    from graftlm.adapters.files import read_config, read_notes
+    from graftlm.adapters.files import describe_method, read_config, read_notes
 
     try:
         config, notes = read_config(folder), read_notes(folder)
@@ -194,7 +173,7 @@ def _facts(folder: Path) -> dict[str, str]:
     base = (notes.get("base") or {}).get("name") or config.get("base_model_name_or_path") or "?"
     loss, accuracy = metrics.get("held_out_loss"), metrics.get("held_out_accuracy")
     return {
-        "method": _method(config, notes),
+        "method": describe_method(config, notes),
         "base": str(base),
         "loss": f"{loss:.4f}" if loss is not None else "",
         "accuracy": f"{accuracy:.1%}" if accuracy is not None else "",

@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Routing, Stack
 from graftlm.data.batches import EncodedRow
+from graftlm.evaluation.asking import ask
 from graftlm.evaluation.evaluation import Drift
 from graftlm.evaluation.metrics import Floats
+from graftlm.evaluation.results import ItemResult
+from graftlm.evaluation.speakers import Opened, Speaker
 from graftlm.evaluation.statistics import percentile_interval, resampled
+from graftlm.evaluation.tasks.items import Item
+from graftlm.evaluation.tasks.task import EvalTask
 from graftlm.objectives.log_probs import chunk_rows
 from graftlm.training.forward import RoutedRow, build_micro_batch, learnt_states
+
+
+def drift_of_texts(
+    opened: Opened, task: EvalTask, items: Sequence[Item], speakers: Sequence[Speaker], max_tokens: int
+) -> dict[str, list[ItemResult]]:
+    """For each speaker the scores "kl" (summed, in nats) and "tokens" of each text, all in shared passes.
+
+    All speakers read the same tokens: a text is cut where the one with the least room must stop.
+    """
+    room = min(opened.model.room(speaker.stack) for speaker in (opened.base, *speakers))
+    rows: list[EncodedRow] = []
+    owners: list[int] = []
+    for number, asked in enumerate(ask(opened, opened.base, task, items)):
+        cut = [_cut(row.row, room) for row in asked.flat]
+        rows += (kept := [row for row in cut if row.n_supervised])
+        owners += [number] * len(kept)
+    by_stack = {speaker.stack: speaker.label for speaker in speakers}
+    sums = {label: [[0.0, 0.0] for _ in items] for label in by_stack.values()}
+    for number, found in kl_of_rows(opened.model, rows, list(by_stack), max_tokens):
+        for stack, kl in found.items():
+            total = sums[by_stack[stack]][owners[number]]
+            total[0] += kl
+            total[1] += rows[number].n_supervised
+    return {
+        label: [
+            ItemResult(item.hash, scores={"kl": kl, "tokens": tokens} if tokens and math.isfinite(kl) else {})
+            for item, (kl, tokens) in zip(items, totals, strict=True)
+        ]
+        for label, totals in sums.items()
+    }
+
+
+def _cut(row: EncodedRow, room: int) -> EncodedRow:
+    return replace(row, ids=row.ids[:room], supervised=row.supervised[:room])
 
 
 @torch.no_grad()

@@ -87,7 +87,8 @@ class ResultFile:
                 if value is None:
                     break
                 if number:
-                    found[value.pop("place")] = ItemResult.from_dict(value)
+                    place = value.pop("place")
+                    found[place] = ItemResult.from_dict(value)
             except (ValueError, TypeError, KeyError):
                 break
             good += len(line)

@@ -27,6 +27,7 @@ class Speaker:
     """An adapter, or the bare base (``name`` None), that answers, with its own rendering and ends of answers.
 
     ``head``: it predicts these labels, and writes no text. ``reads_source``: its base is an encoder-decoder.
+    ``folder``: where the adapter lies.
     """
 
     name: str | None
@@ -36,6 +37,7 @@ class Speaker:
     stop: tuple[str, ...]
     head: HeadSettings | None = None
     reads_source: bool = False
+    folder: Path | None = None
 
     @property
     def label(self) -> str:
@@ -199,7 +201,8 @@ class _Opener:
         loaded = self._load(folder, name)
         speaking = loaded if form is None else f"{loaded}@{form}"
         self.model.adapter(speaking)
-        return self._speaker(speaking, (*under, speaking), self._template(folder, loaded))
+        speaker = self._speaker(speaking, (*under, speaking), self._template(folder, loaded))
+        return replace(speaker, folder=folder)
 
     def _load(self, folder: Path, name: str | None = None) -> str:
         key = folder.resolve()

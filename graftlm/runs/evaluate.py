@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from graftlm.adapters.files import describe_method, read_config, read_notes
 from graftlm.base.fingerprint import exact_digest
 from graftlm.evaluation.answering import Answering, Limits, Tell
-from graftlm.evaluation.asking import ask, largest, why_not
-from graftlm.evaluation.drift import drift_of, kl_of_rows
-from graftlm.evaluation.evaluation import BASE, Drift, Evaluation, Model
+from graftlm.evaluation.asking import largest, why_not
+from graftlm.evaluation.drift import drift_of, drift_of_texts
+from graftlm.evaluation.evaluation import BASE, Drift
 from graftlm.evaluation.results import ItemResult, ResultFile
 from graftlm.evaluation.speakers import Opened, Speaker
 from graftlm.evaluation.tasks.items import Item, read_items
 from graftlm.evaluation.tasks.task import EvalTask
-from graftlm.runs.setup import versions
-from graftlm.training.virtual_rows import fit
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Tell]]  # a bar of so many steps, with a title
@@ -173,12 +168,15 @@ def measure_drift(
             )
             for label in totals
         }
-        left = {label: file.missing(len(items)) for label, file in files.items()}
-        asked = [speaker for speaker in speakers if left[speaker.label]]
-        places = sorted({place for missing in left.values() for place in missing})
+        places = sorted({place for file in files.values() for place in file.missing(len(items))})
         if places:
             with progress(f"{each.task.name}: drift", len(places)) as tell:
-                _drift(opened, each.task, items, places, asked, files, settings, tell)
+                texts = [items[place] for place in places]
+                tokens = settings.batch_tokens or largest(opened.model)
+                for label, found in drift_of_texts(opened, each.task, texts, speakers, tokens).items():
+                    own = dict(zip(places, found, strict=True))
+                    files[label].add({place: own[place] for place in files[label].missing(len(items))})
+                tell(len(places))
         for label, file in files.items():
             totals[label] += [
                 (result.scores["kl"], result.scores["tokens"]) for result in file.in_order(len(items)) if result.scores
@@ -186,35 +184,25 @@ def measure_drift(
     return [drift_of(label, np.array(sums, dtype=np.float64)) for label, sums in totals.items() if sums]
 
 
-def _drift(
-    opened: Opened,
-    task: EvalTask,
-    items: Sequence[Item],
-    places: Sequence[int],
-    speakers: Sequence[Speaker],
-    files: Mapping[str, ResultFile],
-    settings: EvalSettings,
-    tell: Tell,
-) -> None:
-    asked = ask(opened, opened.base, task, [items[place] for place in places])
-    rows = [(place, row) for place, each in zip(places, asked, strict=True) for row in each.flat]
-    room = min(opened.model.room(speaker.stack) for speaker in speakers)
-    short = [(place, fit(_cut(each.row, room), 0, opened.model.vocabulary)) for place, each in rows]
-    sums: dict[tuple[str, int], list[float]] = {}
-    by_stack = {speaker.stack: speaker.label for speaker in speakers}
-    tokens = settings.batch_tokens or largest(opened.model)
-    for number, found in kl_of_rows(opened.model, [row for _, row in short], list(by_stack), tokens):
-        place, row = short[number]
-        for stack, kl in found.items():
-            total = sums.setdefault((by_stack[stack], place), [0.0, 0.0])
-            total[0] += kl
-            total[1] += row.n_supervised
-    for label in by_stack.values():
-        own = {
-            place: ItemResult(items[place].hash, scores={"kl": kl, "tokens": count})
-            for (owner, place), (kl, count) in sums.items()
-            if owner == label and place not in files[label].results
-        }
-        lacking = {place: ItemResult(items[place].hash, error="cannot be read") for place in places}
-        files[label].add({**{p: r for p, r in lacking.items() if p not in own and p not in files[label].results}, **own})
-    tell(len(places))
+def models_of(opened: Opened) -> tuple[Model, ...]:
+    """The bare base, then the adapters, with what their folders tell of them."""
+    model = opened.model
+    parameters = sum(parameter.numel() for parameter in model.base.parameters())
+    found = [Model(BASE, f"{parameters / 1e6:.1f}M parameters", template=opened.base.template.name)]
+    for speaker in opened.adapters:
+        folder, name = speaker.folder, speaker.stack[-1]
+        assert folder is not None
+        owner = name.partition("@")[0]
+        described = describe_method(read_config(folder), read_notes(folder))
+        found.append(
+            Model(
+                speaker.label,
+                described if owner == name else f"{described}, as {name.partition('@')[2]}",
+                trained_parameters=model.adapters[owner].trained_parameters,
+                file_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+                folder=str(folder),
+                template=speaker.template.name,
+                weights_hash=exact_digest(model.adapters[owner])[:16],
+            )
+        )
+    return tuple(found)

@@ -13,7 +13,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from graftlm.evaluation.choices import Normalise
 
-
 Kind = Literal["choice", "generate", "perplexity", "pairs", "preference", "classify"]
 
 

@@ -1,0 +1,164 @@
+"""graftlm eval: what adapters gained and lost, on tasks of one's own and of the project, all in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from graftlm.cli.console import as_duration, console, errors
+from graftlm.errors import UserError
+
+
+def evaluate(
+    adapter: Annotated[
+        list[str] | None,
+        typer.Argument(help="Folders of adapters or runs, all scored together; or a base alone: tiny, or its folder."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of results and report. Answers that it holds are kept.")
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "-t",
+            help="A task's name, group or YAML file, a folder of them, or NAME=FILE for a public one. Repeatable. "
+            "Left out: all of the project's own.",
+        ),
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option("--language", "-l", help="Only tasks in this language (en, zh). Repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use so many rows of each task at most.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, max=32, help="Solved examples in each prompt, in the place of the task's own.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows and examples that are drawn.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base, if not the one that the adapters name.")] = None,
+    drift: Annotated[bool, typer.Option(help="Measure the drift from the base on neutral texts.")] = True,
+    batch_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens that run together in scoring. 0: as many as suit the device.")
+    ] = 0,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Answers written at the same time.")] = 32,
+    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks that there are, and stop.")] = False,
+    chat_template: Annotated[str, typer.Option(help="For the base, and adapters that store none.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision of the base.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Score adapters against their base: what was gained, what was lost, and how sure that is."""
+    if list_tasks:
+        _list_tasks()
+        return
+    if not adapter:
+        raise UserError(
+            "no adapter is named", hint="For example: graftlm eval runs/NAME --out evals/NAME, or graftlm eval tiny"
+        )
+    from graftlm.evaluation.speakers import check_folders, open_adapters
+    from graftlm.runs.eval_tasks import find_tasks
+    from graftlm.runs.evaluate import EvalSettings, prepare, run_evaluation
+
+    folders, base = _split(adapter, base)
+    check_folders(folders)
+    tasks = find_tasks(task or [], language or [])
+    settings = EvalSettings(limit, shots, batch_tokens, batch_rows, seed, drift)
+    prepared = prepare(tasks, settings)
+    place = out or Path("evals") / (
+        Path(adapter[0]).name if len(adapter) == 1 else "+".join(Path(a).name for a in adapter[:3])
+    )
+    rows = sum(len(each.items) for each in prepared)
+    errors.print(f"{len(prepared)} task{'s' * (len(prepared) > 1)}, {rows:,} rows", markup=False)
+    with errors.status("loading base and adapters …"):
+        opened = open_adapters(folders, base, chat_template=chat_template, dtype=dtype, device=device)
+    for note in opened.notes:
+        errors.print(f"[yellow]note:[/] {escape(note)}")
+    try:
+        evaluation = run_evaluation(
+            opened, prepared, place, settings, say=lambda line: errors.print(line, markup=False), progress=_bar
+        )
+    except KeyboardInterrupt:
+        errors.print(f"\nstopped; what is done is in {place}. To go on: the same command again", markup=False)
+        raise typer.Exit(130) from None
+    from graftlm.evaluation.eval_report import summary_table
+
+    console.print(summary_table(evaluation))
+    for tax in evaluation.tax:
+        console.print(f"{tax.model}: {tax.sentence}", markup=False, soft_wrap=True)
+    console.print(f"done in {as_duration(evaluation.seconds)}", markup=False)
+    for name in ("report.html", "report.md", "results.json"):
+        console.print(str(place / name), markup=False, soft_wrap=True)
+
+
+def _split(given: list[str], base: str | None) -> tuple[list[Path], str | None]:
+    """Folders of adapters; a base that is named in their place."""
+    from graftlm.base.loading import EMBEDDED
+
+    bases = [name for name in given if name in EMBEDDED and not Path(name).is_dir()]
+    bases += [name for name in given if name not in bases and _is_base(Path(name))]
+    if len({*bases, *([base] if base else [])}) > 1:
+        raise UserError(f"two bases are named: {', '.join([*bases, *([base] if base else [])])}", hint="Name one.")
+    return [Path(name) for name in given if name not in bases], base or next(iter(bases), None)
+
+
+def _is_base(folder: Path) -> bool:
+    """Whether a folder holds a base model, and no adapter."""
+    from graftlm.adapters.files import is_adapter_folder
+
+    return (folder / "config.json").is_file() and not is_adapter_folder(folder)
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Progress of one task, with rate and time left; in a pipe a line at its end."""
+    import time
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    begun, done = time.monotonic(), 0
+    if not errors.is_terminal:
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+
+        yield count
+        seconds = time.monotonic() - begun
+        errors.print(f"{title}: {done:,} answers, {done / max(seconds, 1e-9):,.1f} a second", markup=False)
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors) as progress:
+        bar = progress.add_task(escape(title), total=total, rate="")
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            rate = f"{done / max(time.monotonic() - begun, 1e-9):,.1f} a second"
+            progress.update(bar, advance=more, rate=rate)
+
+        yield advance
+
+
+def _list_tasks() -> None:
+    from rich.table import Table
+
+    from graftlm.recipe.task_file import load_task
+    from graftlm.runs.eval_tasks import public, shipped
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("task", "group", "language", "kind", "what it measures"):
+        table.add_column(column, overflow="fold")
+    for places, mark in ((shipped(), ""), (public(), "=FILE")):
+        for name, path in places.items():
+            keys = load_task(path, rows=False).keys
+            table.add_row(f"{name}{mark}", keys.group, keys.language, keys.kind, escape(keys.about))
+    console.print(table)
