@@ -10,6 +10,7 @@ resident memory of scoring over that before it.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import random
 import sys
@@ -25,16 +26,14 @@ CONTENDERS = ("transformers", "graftlm")
 
 def measure(contender: str, length: int, vocabulary: int) -> dict[str, Any]:
     """Peak bytes over those before scoring, and the sum of all log-probabilities."""
-    import graftlm  # before torch: it sets how OpenMP threads wait
-
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from graftlm.base.memory import peak_memory, reset_peak_memory, tune_allocator
+    import graftlm  # before torch: it sets how OpenMP threads wait
+    from graftlm.base.memory import peak_memory, reset_peak_memory
     from graftlm.data.batches import EncodedRow
     from graftlm.training.forward import RoutedRow, score_rows
 
-    tune_allocator()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -52,6 +51,8 @@ def measure(contender: str, length: int, vocabulary: int) -> dict[str, Any]:
     model = graftlm.AdaptedModel(base)
     warm = [RoutedRow(EncodedRow(rows[0][:16], [True] * 16, "warm", 1), ())]
     score_rows(model, warm, 4096)
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what building the base left free must not hide what scoring takes
     reset_peak_memory(cpu)
     before = peak_memory(cpu)
     if contender == "graftlm":

@@ -9,7 +9,7 @@ import sys
 import typer
 
 import graftlm
-from graftlm.cli import adapters, chat, compare, data, demo, export, generate, plan, recipe, train
+from graftlm.cli import adapters, chat, compare, data, demo, eval, export, generate, plan, recipe, train
 from graftlm.cli.console import print_error
 from graftlm.errors import UserError
 
@@ -24,6 +24,7 @@ app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
+app.command("eval")(eval.evaluate)
 app.add_typer(data.app, name="data")
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)

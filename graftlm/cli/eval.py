@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from graftlm.cli.console import as_duration, console, errors
 from graftlm.errors import UserError
+
+if TYPE_CHECKING:
+    from graftlm.evaluation.evaluation import Evaluation
 
 
 def evaluate(
@@ -60,7 +63,8 @@ def evaluate(
         )
     from graftlm.evaluation.speakers import check_folders, open_adapters
     from graftlm.runs.eval_tasks import find_tasks
-    from graftlm.runs.evaluate import EvalSettings, prepare, run_evaluation
+    from graftlm.runs.eval_answers import EvalSettings, prepare
+    from graftlm.runs.evaluate import run_evaluation
 
     folders, base = _split(adapter, base)
     check_folders(folders)
@@ -83,14 +87,26 @@ def evaluate(
     except KeyboardInterrupt:
         errors.print(f"\nstopped; what is done is in {place}. To go on: the same command again", markup=False)
         raise typer.Exit(130) from None
-    from graftlm.evaluation.eval_report import summary_table
-
-    console.print(summary_table(evaluation))
-    for tax in evaluation.tax:
-        console.print(f"{tax.model}: {tax.sentence}", markup=False, soft_wrap=True)
-    console.print(f"done in {as_duration(evaluation.seconds)}", markup=False)
+    _print(evaluation)
+    errors.print(f"done in {as_duration(evaluation.seconds)}", markup=False)
     for name in ("report.html", "report.md", "results.json"):
         console.print(str(place / name), markup=False, soft_wrap=True)
+
+
+def _print(evaluation: Evaluation) -> None:
+    from rich.table import Table
+
+    from graftlm.evaluation.eval_report import summary_sentences, summary_table
+
+    head, rows = summary_table(evaluation)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for number, column in enumerate(head):
+        table.add_column(escape(column), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    for line in summary_sentences(evaluation):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _split(given: list[str], base: str | None) -> tuple[list[Path], str | None]:

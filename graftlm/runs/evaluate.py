@@ -1,187 +1,72 @@
-"""An evaluation from its tasks to its report: all models answer all tasks in shared batches over one base."""
+"""An evaluation from its tasks to its report."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from graftlm.adapters.files import describe_method, read_config, read_notes
 from graftlm.base.fingerprint import exact_digest
-from graftlm.evaluation.answering import Answering, Limits, Tell
-from graftlm.evaluation.asking import largest, why_not
-from graftlm.evaluation.drift import drift_of, drift_of_texts
-from graftlm.evaluation.evaluation import BASE, Drift
-from graftlm.evaluation.results import ItemResult, ResultFile
-from graftlm.evaluation.speakers import Opened, Speaker
-from graftlm.evaluation.tasks.items import Item, read_items
-from graftlm.evaluation.tasks.task import EvalTask
-
-Say = Callable[[str], None]
-Progress = Callable[[str, int], AbstractContextManager[Tell]]  # a bar of so many steps, with a title
-DRIFT_TEXTS = 64  # of each neutral task
+from graftlm.data.sets import hash_file
+from graftlm.errors import UserError
+from graftlm.evaluation.eval_report import write_evaluation
+from graftlm.evaluation.evaluation import BASE, Evaluation, Model, TaskResult
+from graftlm.evaluation.gains import compare_models, corrected
+from graftlm.evaluation.speakers import Opened
+from graftlm.evaluation.tax import tax_of
+from graftlm.runs.eval_answers import Answered, EvalSettings, Prepared, Progress, Say, answer_all, measure_drift, no_bar
+from graftlm.runs.folder import RunFolder, locked
+from graftlm.runs.setup import versions
 
 
-@dataclass(frozen=True)
-class EvalSettings:
-    """How tasks are run. ``limit``: rows of each at most; ``shots`` in the place of a task's own; 0 tokens: chosen."""
-
-    limit: int | None = None
-    shots: int | None = None
-    batch_tokens: int = 0
-    batch_rows: int = 32
-    seed: int | None = None
-    drift: bool = True
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A task with its items, read before anything is loaded."""
-
-    task: EvalTask
-    items: tuple[Item, ...]
-
-    @property
-    def hash(self) -> str:
-        """Of all items."""
-        return hashlib.sha256("".join(item.hash for item in self.items).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What all models made of a task, in the order of its items, and why some models were not asked."""
-
-    prepared: Prepared
-    results: Mapping[str, list[ItemResult]]
-    left_out: Mapping[str, str]
-
-
-def prepare(tasks: Sequence[EvalTask], settings: EvalSettings) -> list[Prepared]:
-    """Read the rows of all tasks.
-
-    Raises:
-        UserError: a task has no rows, or a row does not go with it.
-    """
-    found = []
-    for task in tasks:
-        given: dict[str, Any] = {"seed": settings.seed}
-        if settings.shots is not None and task.keys.kind in ("choice", "generate"):
-            given["shots"] = settings.shots
-        if settings.limit is not None:
-            given["max_rows"] = min(settings.limit, task.keys.max_rows or settings.limit)
-        changed = {key: value for key, value in given.items() if value is not None}
-        own = replace(task, keys=task.keys.model_copy(update=changed))
-        found.append(Prepared(own, tuple(read_items(own))))
-    return found
-
-
-def answer_all(
+def run_evaluation(
     opened: Opened,
     prepared: Sequence[Prepared],
     out: Path,
     settings: EvalSettings,
     *,
     say: Say = lambda _line: None,
-    progress: Progress = lambda _title, _total: nullcontext(lambda _done: None),
-) -> list[Answered]:
-    """Let all models answer all tasks, going on from what ``out`` holds of them.
+    progress: Progress = no_bar,
+) -> Evaluation:
+    """Answer, measure, compare, and write the report into ``out``; answers that it holds already are kept.
 
     Raises:
-        UserError: a scorer of a task's own fails; the disk is full. What is done stays.
+        UserError: another process writes there, a scorer of a task's own fails, the disk is full, or no model can be
+            asked any of the tasks. What is done stays.
     """
-    limits = Limits(settings.batch_tokens or largest(opened.model), settings.batch_rows)
-    identities = {speaker.label: identity(opened, speaker) for speaker in opened.speakers}
-    found = []
-    for each in prepared:
-        task, items = each.task, each.items
-        reasons = {speaker.label: why_not(opened, speaker, task, items) for speaker in opened.speakers}
-        files = {
-            label: ResultFile(out / "results" / task.name / f"{label}.jsonl", header(each, identities[label]))
-            for label, reason in reasons.items()
-            if reason is None
-        }
-        left = sum(len(file.missing(len(items))) for file in files.values())
-        kept = len(files) * len(items) - left
-        if kept:
-            say(f"{task.name}: {kept:,} of {kept + left:,} answers were there")
-        if left:
-            with progress(task.name, left) as tell:
-                Answering(opened, task, items, files, limits, tell).run()
-        results = {label: file.in_order(len(items)) for label, file in files.items()}
-        found.append(Answered(each, results, {label: why for label, why in reasons.items() if why is not None}))
-    return found
-
-
-def identity(opened: Opened, speaker: Speaker) -> dict[str, Any]:
-    """What a model's answers follow from: base, weights of its adapters, template, precision."""
-    names = [name.partition("@")[0] for name in speaker.stack]
-    weights = [exact_digest(opened.model.adapters[name])[:16] for name in names]
-    return {
-        "base": opened.model.fingerprint[:16],
-        "adapters": weights,
-        "forms": [name.partition("@")[2] for name in speaker.stack],
-        "template": speaker.template.hash[:16],
-        "head": None if speaker.head is None else speaker.head.model_dump(mode="json"),
-        "dtype": str(opened.model.dtype).removeprefix("torch."),
-    }
-
-
-def header(prepared: Prepared, model: Mapping[str, Any]) -> dict[str, Any]:
-    """The first line of a file of results: whose they are, of which rows."""
-    scorers = [_code(prepared.task, scorer.python) for scorer in prepared.task.keys.all_scorers if scorer.python]
-    values = {"version": 1, "task": prepared.task.hash, "rows": prepared.hash, "scorers": scorers, "model": dict(model)}
-    return dict(json.loads(json.dumps(values)))
-
-
-def _code(task: EvalTask, python: str) -> str:
-    """The hash of a scorer's file: its scores are of this code."""
-    path = task.folder / python.rpartition(":")[0]
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
-
-
-def measure_drift(
-    opened: Opened,
-    prepared: Sequence[Prepared],
-    out: Path,
-    settings: EvalSettings,
-    *,
-    progress: Progress = lambda _title, _total: nullcontext(lambda _done: None),
-) -> list[Drift]:
-    """KL(base ‖ adapter) a token on the neutral texts of the tasks; nothing where there are none, or no decoder."""
-    speakers = [speaker for speaker in opened.adapters if speaker.head is None]
-    neutral = [each for each in prepared if each.task.keys.neutral]
-    if not neutral or not speakers or opened.model.kind != "decoder":
-        return []
-    identities = {speaker.label: identity(opened, speaker) for speaker in (opened.base, *speakers)}
-    totals: dict[str, list[tuple[float, float]]] = {speaker.label: [] for speaker in speakers}
-    for each in neutral:
-        items = each.items[:DRIFT_TEXTS]
-        files = {
-            label: ResultFile(
-                out / "results" / each.task.name / f"{label}.drift.jsonl",
-                {**header(each, identities[label]), "from": header(each, identities[BASE])},
-            )
-            for label in totals
-        }
-        places = sorted({place for file in files.values() for place in file.missing(len(items))})
-        if places:
-            with progress(f"{each.task.name}: drift", len(places)) as tell:
-                texts = [items[place] for place in places]
-                tokens = settings.batch_tokens or largest(opened.model)
-                for label, found in drift_of_texts(opened, each.task, texts, speakers, tokens).items():
-                    own = dict(zip(places, found, strict=True))
-                    files[label].add({place: own[place] for place in files[label].missing(len(items))})
-                tell(len(places))
-        for label, file in files.items():
-            totals[label] += [
-                (result.scores["kl"], result.scores["tokens"]) for result in file.in_order(len(items)) if result.scores
-            ]
-    return [drift_of(label, np.array(sums, dtype=np.float64)) for label, sums in totals.items() if sums]
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; results and report need a folder", hint="Choose another: --out FOLDER.")
+    begun = time.monotonic()
+    with locked(RunFolder(out)):
+        answered = answer_all(opened, prepared, out, settings, say=say, progress=progress)
+        drifts = measure_drift(opened, prepared, out, settings, progress=progress) if settings.drift else []
+        drift_by = {drift.model: drift for drift in drifts}
+        say("computing intervals")
+        tasks = corrected([_compared(each) for each in answered if each.results])
+        if not tasks:
+            reasons = [f"{name}: {why}" for each in answered[:1] for name, why in each.left_out.items()]
+            raise UserError("no model can be asked any of these tasks: " + "; ".join(reasons))
+        models = models_of(opened)
+        evaluation = Evaluation(
+            title=out.resolve().name,
+            created=datetime.now().astimezone().isoformat(timespec="seconds"),
+            base=opened.model.name,
+            base_parameters=sum(parameter.numel() for parameter in opened.model.base.parameters()),
+            seconds=time.monotonic() - begun,
+            models=models,
+            tasks=tasks,
+            tax=tuple(tax_of(model.name, tasks, drift_by.get(model.name)) for model in models if not model.is_base),
+            settings=asdict(settings) | {"device": str(opened.model.device), "dtype": str(opened.model.dtype)},
+            hashes=_hashes(opened, prepared),
+            versions=versions(),
+            notes=tuple(_notes(answered)),
+        )
+        write_evaluation(out, evaluation)
+    return evaluation
 
 
 def models_of(opened: Opened) -> tuple[Model, ...]:
@@ -192,12 +77,12 @@ def models_of(opened: Opened) -> tuple[Model, ...]:
     for speaker in opened.adapters:
         folder, name = speaker.folder, speaker.stack[-1]
         assert folder is not None
-        owner = name.partition("@")[0]
+        owner, _, form = name.partition("@")
         described = describe_method(read_config(folder), read_notes(folder))
         found.append(
             Model(
                 speaker.label,
-                described if owner == name else f"{described}, as {name.partition('@')[2]}",
+                f"{described}, as {form}" if form else described,
                 trained_parameters=model.adapters[owner].trained_parameters,
                 file_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
                 folder=str(folder),
@@ -206,3 +91,35 @@ def models_of(opened: Opened) -> tuple[Model, ...]:
             )
         )
     return tuple(found)
+
+
+def _compared(answered: Answered) -> TaskResult:
+    return compare_models(answered.prepared.task, answered.prepared.items, answered.results)
+
+
+def _hashes(opened: Opened, prepared: Sequence[Prepared]) -> Mapping[str, str]:
+    """What is needed to see that a repetition is of the same things."""
+    found = {"base": opened.model.fingerprint}
+    for each in prepared:
+        found[f"{each.task.name}: settings"] = each.task.hash
+        found[f"{each.task.name}: rows"] = each.hash
+        found |= {f"{each.task.name}: {path.name}": hash_file(path)[:16] for path in each.task.paths if path.is_file()}
+    return found
+
+
+def _notes(answered: Sequence[Answered]) -> list[str]:
+    """What a reader must know: who was not asked what, and which rows have no result."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for each in answered:
+        for name, why in each.left_out.items():
+            alike.setdefault((name, why), []).append(each.prepared.task.name)
+    found = [f"{name} was not asked {', '.join(tasks)}: {why}." for (name, why), tasks in alike.items()]
+    for each in answered:
+        for name, results in each.results.items():
+            errors = [result.error for result in results if result.error is not None]
+            if errors:
+                found.append(
+                    f"{each.prepared.task.name}: {len(errors):,} of {len(results):,} rows have no result of {name}; "
+                    f"the first: {errors[0]}."
+                )
+    return found

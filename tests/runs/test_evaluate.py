@@ -1,0 +1,167 @@
+"""graftlm eval as a whole: its files, what it keeps of an earlier run, and mistakes of the user."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from graftlm import AdaptedModel, LoRA
+from graftlm.cli.app import app
+from graftlm.errors import UserError
+from graftlm.evaluation.answering import Answering
+from graftlm.evaluation.evaluation import BASE, Evaluation
+from graftlm.evaluation.speakers import open_adapters
+from graftlm.runs.eval_answers import EvalSettings, prepare
+from graftlm.runs.eval_tasks import find_tasks, public, shipped
+from graftlm.runs.evaluate import run_evaluation
+from tests.families import randomise
+from tests.methods import METHODS
+
+CHOICE = """\
+kind: choice
+language: en
+path: {rows}
+prompt: "{{{{ q }}}}"
+choices: [yes, no]
+answer: "{{{{ a }}}}"
+"""
+TEXTS = "kind: perplexity\nlanguage: en\npath: texts.txt\ntext: '{{ text }}'\nneutral: true\n"
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    model = AdaptedModel.from_pretrained("tiny", device="cpu")
+    for number, (name, config) in enumerate(
+        {"one": LoRA(rank=2), "two": METHODS["prefix"], "zero": LoRA(rank=2)}.items()
+    ):
+        adapter = model.add(name, config)
+        if name != "zero":
+            randomise(adapter, seed=number, std=0.05)
+        model.save(name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"q": f"Is {n} large?", "a": "yes" if n > 5 else "no"} for n in range(10)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "sizes.yaml").write_text(CHOICE.format(rows="rows.jsonl"))
+    (folder / "texts.txt").write_text("The cat sat on the mat.\n\nOne day a boy found a red ball.\n")
+    (folder / "texts.yaml").write_text(TEXTS)
+    return folder
+
+
+def evaluated(folders: list[Path], tasks: Path, out: Path, **settings: Any) -> Evaluation:
+    given = EvalSettings(**settings)
+    return run_evaluation(open_adapters(folders, device="cpu"), prepare(find_tasks([str(tasks)]), given), out, given)
+
+
+def test_all_models_on_all_tasks(adapters: Path, tasks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = evaluated([adapters / name for name in ("one", "two", "zero")], tasks, out)
+    assert [model.name for model in found.models] == [BASE, "one", "two", "zero"]
+    sizes = found.task("sizes")
+    assert (sizes.rows, sizes.chance) == (10, 0.5)
+    zero = sizes.score("zero").over_base
+    assert zero is not None
+    assert (zero.change.value, zero.won, zero.lost) == (0.0, (), ())  # a fresh LoRA is the base
+    drift = {tax.model: tax.drift for tax in found.tax}
+    assert drift["zero"] is not None
+    assert drift["zero"].kl.value == pytest.approx(0, abs=1e-6)
+    assert drift["one"] is not None
+    assert drift["one"].kl.value > 0.001
+    assert {path.name for path in out.iterdir()} >= {"report.html", "report.md", "results.json", "results"}
+    stored = json.loads((out / "results.json").read_text())
+    assert stored["tasks"][0]["name"] == "sizes"
+    assert stored["hashes"]["base"]
+
+
+def test_a_second_run_asks_only_what_is_new(adapters: Path, tasks: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[tuple[str, int]] = []
+    real = Answering._score
+    monkeypatch.setattr(Answering, "_score", lambda self, keys: (asked.extend(keys), real(self, keys))[1])
+    first = evaluated([adapters / "one"], tasks, tmp_path / "out")
+    assert {label for label, _ in asked} == {"one", BASE}
+    asked.clear()
+    again = evaluated([adapters / "one"], tasks, tmp_path / "out")
+    assert asked == []
+    assert again.tasks == first.tasks
+    more = evaluated([adapters / "one", adapters / "two"], tasks, tmp_path / "out")
+    assert {label for label, _ in asked} == {"two"}
+    assert more.task("sizes").score("one").measures == first.task("sizes").score("one").measures
+    asked.clear()
+    rows = tasks / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("Is 3 large?", "Is three large?"))
+    evaluated([adapters / "one"], tasks, tmp_path / "out")
+    assert {label for label, _ in asked} == {"one", BASE}
+
+
+def test_an_adapter_changed_in_place_is_asked_again(adapters: Path, tasks: Path, tmp_path: Path) -> None:
+    model = AdaptedModel.from_pretrained("tiny", device="cpu")
+    for seed in (1, 2):
+        if "same" in model.adapters:
+            model.remove("same")
+        randomise(model.add("same", LoRA(rank=2)), seed=seed, std=0.2)
+        model.save("same", tmp_path / "same")
+        drift = evaluated([tmp_path / "same"], tasks, tmp_path / "out").tax[0].drift
+        assert drift is not None
+        if seed == 1:
+            first = drift.kl.value
+        else:
+            assert drift.kl.value != first
+
+
+def test_limit_and_shots(adapters: Path, tasks: Path, tmp_path: Path) -> None:
+    prepared = prepare(find_tasks([str(tasks / "sizes.yaml")]), EvalSettings(limit=4, shots=2, seed=3))
+    assert len(prepared[0].items) == 4
+    assert all(item.messages[0].content.count("large?") == 3 for item in prepared[0].items)
+
+
+def test_every_name_of_a_task_leads_to_one(tmp_path: Path) -> None:
+    assert find_tasks(["reading-*"], ["en"])[0].name == "reading-en"
+    assert {task.keys.group for task in find_tasks(["honesty"])} == {"honesty"}
+    assert len(find_tasks([])) == len(shipped())
+    assert set(public()) >= {"truthfulqa-mc1", "bbq-ambig", "hh-rlhf", "gsm8k", "xquad-zh"}
+    for name, says in {
+        "reeding-en": "Did you mean 'reading-en'",
+        "gsm8k": "--task gsm8k=FILE",
+        "gsm8k=nowhere.jsonl": "nowhere.jsonl",
+        "nothing=x": "unknown task 'nothing'",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            find_tasks([name])
+        assert says in str(caught.value)
+    with pytest.raises(UserError, match="no task is in fr"):
+        find_tasks([], ["fr"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "no adapter is named"),
+        (["nowhere"], "there is no adapter folder nowhere"),
+        (["tiny", "--task", "sentimant"], "unknown task 'sentimant'"),
+        (["tiny", "--base", "minilm"], "two bases are named"),
+    ],
+)
+def test_mistakes_at_the_command_line(arguments: list[str], says: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["eval", *arguments])
+    assert isinstance(result.exception, UserError)
+    assert says in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bare_base_at_the_command_line(tasks: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["eval", "tiny", "--task", str(tasks), "--out", str(tmp_path / "out")])
+    assert result.exception is None, result.output
+    assert "report.html" in result.output
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [model["name"] for model in found["models"]] == [BASE]
