@@ -62,8 +62,8 @@ def evaluate(
             "no adapter is named", hint="For example: graftlm eval runs/NAME --out evals/NAME, or graftlm eval tiny"
         )
     from graftlm.evaluation.speakers import check_folders, open_adapters
-    from graftlm.runs.eval_tasks import find_tasks
     from graftlm.runs.eval_answers import EvalSettings, prepare
+    from graftlm.runs.eval_tasks import find_tasks
     from graftlm.runs.evaluate import run_evaluation
 
     folders, base = _split(adapter, base)

@@ -85,14 +85,13 @@ def kl_of_rows(
 
 def _kl(model: AdaptedModel, base: torch.Tensor, other: torch.Tensor, stack: Stack) -> torch.Tensor:
     """KL(base ‖ stack) at each position of final hidden states (n, hidden): (n,) float64, in chunks of positions."""
-    found = []
+    found = torch.empty(len(base), dtype=torch.float64, device=base.device)
     step = chunk_rows(model.vocabulary, base.element_size())
     for start in range(0, len(base), step):
-        mine, theirs = base[start : start + step], other[start : start + step]
-        p = _log_probs(model, mine, ())
-        q = _log_probs(model, theirs, stack)
-        found.append((p.exp() * (p - q)).double().sum(-1))
-    return torch.cat(found)
+        part = slice(start, start + step)
+        p, q = _log_probs(model, base[part], ()), _log_probs(model, other[part], stack)
+        found[part] = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
+    return found
 
 
 def _log_probs(model: AdaptedModel, states: torch.Tensor, stack: Stack) -> torch.Tensor:

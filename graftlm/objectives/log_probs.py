@@ -76,12 +76,14 @@ def token_log_probs_and_hits(
     routing: Routing | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log p(target) and whether the target is the likeliest token, for each position; no gradients."""
-    log_probs, hits = [], []
+    # Made beforehand: what is kept of each chunk would split the block that its logits leave, and memory would grow.
+    log_probs = torch.empty(len(targets), dtype=_upcast(hidden[:0]).dtype, device=hidden.device)
+    hits = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
     for part in _chunks(len(targets), chunk_rows(vocabulary, hidden.element_size())):
         logits = score(hidden[part], _part(routing, part))
-        log_probs.append(_chosen(_upcast(logits), targets[part]))
-        hits.append(logits.argmax(-1) == targets[part])
-    return torch.cat(log_probs), torch.cat(hits)
+        log_probs[part] = _chosen(_upcast(logits), targets[part])
+        hits[part] = logits.argmax(-1) == targets[part]
+    return log_probs, hits
 
 
 def chunk_rows(vocabulary: int, element_size: int) -> int:

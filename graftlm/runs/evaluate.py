@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from graftlm.adapters.files import describe_method, read_config, read_notes
 from graftlm.base.fingerprint import exact_digest

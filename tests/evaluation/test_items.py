@@ -1,4 +1,4 @@
-"""Rows of a task become items: patterns, answers by text and number, examples; and what is wrong with a row is named."""
+"""Rows of a task become items: patterns, answers by text and number, examples; what is wrong is named."""
 
 from __future__ import annotations
 
@@ -101,9 +101,10 @@ def test_pairs_and_preferences(tmp_path: Path) -> None:
     assert (item.messages, item.candidates, item.right) == ((), ("He runs.", "He run."), (0,))
     with pytest.raises(UserError, match="good: is the same as bad"):
         read_items(task_of(tmp_path, [{"a": "x", "b": "x"}], kind="pairs", good="{{ a }}", bad="{{ b }}"))
+    keys = {"kind": "preference", "prompt": "p", "chosen": "{{ a }}", "rejected": "{{ b }}"}
+    task = task_of(tmp_path, [{"a": "x", "b": None}], **keys)
     with pytest.raises(UserError, match="rejected: is empty"):
-        keys = {"kind": "preference", "prompt": "p", "chosen": "{{ a }}", "rejected": "{{ b }}"}
-        read_items(task_of(tmp_path, [{"a": "x", "b": None}], **keys))
+        read_items(task)
 
 
 def test_no_rows_are_an_error(tmp_path: Path) -> None:
