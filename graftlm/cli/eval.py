@@ -42,6 +42,22 @@ def evaluate(
         int | None, typer.Option(min=0, max=32, help="Solved examples in each prompt, in the place of the task's own.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows and examples that are drawn.")] = None,
+    lm_eval: Annotated[
+        list[str] | None,
+        typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness: names, patterns or YAML files. Repeatable."),
+    ] = None,
+    lm_eval_path: Annotated[
+        Path | None, typer.Option("--lm-eval-path", help="A folder of the harness's YAML tasks of your own.")
+    ] = None,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--apply-chat-template", help="Put the harness's questions into each adapter's template; else plain text."
+        ),
+    ] = False,
+    to_lm_eval: Annotated[
+        Path | None, typer.Option("--to-lm-eval", help="Write the tasks as the harness's YAML into a folder, and stop.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="The base, if not the one that the adapters name.")] = None,
     drift: Annotated[bool, typer.Option(help="Measure the drift from the base on neutral texts.")] = True,
     batch_tokens: Annotated[
@@ -57,6 +73,11 @@ def evaluate(
     if list_tasks:
         _list_tasks()
         return
+    from graftlm.evaluation.harness.run import HarnessSettings, require_lm_eval
+
+    if to_lm_eval is not None:
+        _write_harness(task or [], language or [], to_lm_eval)
+        return
     if not adapter:
         raise UserError(
             "no adapter is named", hint="For example: graftlm eval runs/NAME --out evals/NAME, or graftlm eval tiny"
@@ -68,7 +89,18 @@ def evaluate(
 
     folders, base = _split(adapter, base)
     check_folders(folders)
-    tasks = find_tasks(task or [], language or [])
+    harness = None
+    if lm_eval:
+        require_lm_eval()
+        names = tuple(name.strip() for given in lm_eval for name in given.split(",") if name.strip())
+        harness = HarnessSettings(
+            names, lm_eval_path, shots, limit, apply_chat_template, max_tokens=batch_tokens or 4096
+        )
+    elif lm_eval_path is not None or apply_chat_template:
+        raise UserError(
+            "--lm-eval-path and --apply-chat-template are for --lm-eval", hint="Name tasks: --lm-eval TASKS"
+        )
+    tasks = [] if harness is not None and not task else find_tasks(task or [], language or [])
     settings = EvalSettings(limit, shots, batch_tokens, batch_rows, seed, drift)
     prepared = prepare(tasks, settings)
     place = out or Path("evals") / (
@@ -82,7 +114,13 @@ def evaluate(
         errors.print(f"[yellow]note:[/] {escape(note)}")
     try:
         evaluation = run_evaluation(
-            opened, prepared, place, settings, say=lambda line: errors.print(line, markup=False), progress=_bar
+            opened,
+            prepared,
+            place,
+            settings,
+            harness=harness,
+            say=lambda line: errors.print(line, markup=False),
+            progress=_bar,
         )
     except KeyboardInterrupt:
         errors.print(f"\nstopped; what is done is in {place}. To go on: the same command again", markup=False)
@@ -162,6 +200,17 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
             progress.update(bar, advance=more, rate=rate)
 
         yield advance
+
+
+def _write_harness(names: list[str], languages: list[str], folder: Path) -> None:
+    from graftlm.evaluation.harness.tasks import write_harness_tasks
+    from graftlm.runs.eval_tasks import find_tasks
+
+    written = write_harness_tasks(find_tasks(names, languages), folder)
+    for name, why in written.left_out.items():
+        errors.print(f"[yellow]left out[/] {escape(name)}: {escape(why)}")
+    errors.print(f"{len(written.names)} tasks; lm_eval --include_path {folder} --tasks graftlm …", markup=False)
+    console.print(str(folder), markup=False, soft_wrap=True)
 
 
 def _list_tasks() -> None:

@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graftlm.evaluation import statistics
-from graftlm.evaluation.measures import Measure
+from graftlm.evaluation.measures import Measure, measures_of
 from graftlm.evaluation.metrics import Floats
+from graftlm.evaluation.results import ItemResult
 from graftlm.evaluation.statistics import RESAMPLES, SEED, Change, Interval
+from graftlm.evaluation.tasks.items import Item
+from graftlm.evaluation.tasks.task import EvalTask
 
 
 @dataclass(frozen=True)
@@ -146,3 +149,10 @@ def _folded(signed: Interval) -> Interval:
     ends = sorted((abs(signed.low), abs(signed.high)))
     low = 0.0 if signed.low <= 0 <= signed.high else ends[0]
     return Interval(abs(signed.value), low, ends[1])
+
+
+def primary_score(task: EvalTask, items: Sequence[Item], results: Sequence[ItemResult]) -> Interval:
+    """The primary score of one model on some items."""
+    measure = measures_of(task)[0]
+    (scored,) = score_measures([measure], [{"": measure.sums(items, results)}])
+    return scored.interval("")

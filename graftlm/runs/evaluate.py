@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -12,9 +12,13 @@ from graftlm.adapters.files import describe_method, read_config, read_notes
 from graftlm.base.fingerprint import exact_digest
 from graftlm.data.sets import hash_file
 from graftlm.errors import UserError
+from graftlm.evaluation.contamination import Trained, overlaps, read_trained
 from graftlm.evaluation.eval_report import write_evaluation
-from graftlm.evaluation.evaluation import BASE, Evaluation, Model, TaskResult
+from graftlm.evaluation.evaluation import BASE, Evaluation, Model, Overlap, TaskResult
 from graftlm.evaluation.gains import compare_models, corrected
+from graftlm.evaluation.harness.run import HarnessSettings, run_harness
+from graftlm.evaluation.languages import language_pairs
+from graftlm.evaluation.scored import primary_score
 from graftlm.evaluation.speakers import Opened
 from graftlm.evaluation.tax import tax_of
 from graftlm.runs.eval_answers import Answered, EvalSettings, Prepared, Progress, Say, answer_all, measure_drift, no_bar
@@ -28,6 +32,7 @@ def run_evaluation(
     out: Path,
     settings: EvalSettings,
     *,
+    harness: HarnessSettings | None = None,
     say: Say = lambda _line: None,
     progress: Progress = no_bar,
 ) -> Evaluation:
@@ -45,11 +50,13 @@ def run_evaluation(
         drifts = measure_drift(opened, prepared, out, settings, progress=progress) if settings.drift else []
         drift_by = {drift.model: drift for drift in drifts}
         say("computing intervals")
-        tasks = corrected([_compared(each) for each in answered if each.results])
-        if not tasks:
+        trained = {each.label: read_trained(each.folder) for each in opened.adapters if each.folder is not None}
+        tasks = corrected([_compared(each, trained) for each in answered if each.results])
+        reported = run_harness(opened, harness, folder=out / "harness", say=say) if harness is not None else {}
+        if answered and not tasks:
             reasons = [f"{name}: {why}" for each in answered[:1] for name, why in each.left_out.items()]
             raise UserError("no model can be asked any of these tasks: " + "; ".join(reasons))
-        models = models_of(opened)
+        models = models_of(opened, trained)
         evaluation = Evaluation(
             title=out.resolve().name,
             created=datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -59,7 +66,12 @@ def run_evaluation(
             models=models,
             tasks=tasks,
             tax=tuple(tax_of(model.name, tasks, drift_by.get(model.name)) for model in models if not model.is_base),
-            settings=asdict(settings) | {"device": str(opened.model.device), "dtype": str(opened.model.dtype)},
+            overlaps=tuple(_overlaps(answered, trained)),
+            languages=language_pairs(tasks),
+            harness=reported,
+            settings=asdict(settings)
+            | {"device": str(opened.model.device), "dtype": str(opened.model.dtype)}
+            | ({} if harness is None else {"lm_eval": asdict(harness)}),
             hashes=_hashes(opened, prepared),
             versions=versions(),
             notes=tuple(_notes(answered)),
@@ -68,7 +80,7 @@ def run_evaluation(
     return evaluation
 
 
-def models_of(opened: Opened) -> tuple[Model, ...]:
+def models_of(opened: Opened, trained: Mapping[str, Trained]) -> tuple[Model, ...]:
     """The bare base, then the adapters, with what their folders tell of them."""
     model = opened.model
     parameters = sum(parameter.numel() for parameter in model.base.parameters())
@@ -87,13 +99,32 @@ def models_of(opened: Opened) -> tuple[Model, ...]:
                 folder=str(folder),
                 template=speaker.template.name,
                 weights_hash=exact_digest(model.adapters[owner])[:16],
+                trained_on=trained[speaker.label].families,
             )
         )
     return tuple(found)
 
 
-def _compared(answered: Answered) -> TaskResult:
-    return compare_models(answered.prepared.task, answered.prepared.items, answered.results)
+def _compared(answered: Answered, trained: Mapping[str, Trained]) -> TaskResult:
+    found = compare_models(answered.prepared.task, answered.prepared.items, answered.results)
+    known = {name: record.unseen(found.family) for name, record in trained.items() if found.family}
+    return replace(found, unseen={name: unseen for name, unseen in known.items() if unseen is not None})
+
+
+def _overlaps(answered: Sequence[Answered], trained: Mapping[str, Trained]) -> Iterator[Overlap]:
+    """Rows of each task that are in an adapter's recorded training data, with its score on the others."""
+    for name, record in trained.items():
+        for each in answered:
+            if name not in each.results:
+                continue
+            task, items, results = each.prepared.task, each.prepared.items, each.results[name]
+
+            found = overlaps(record, items, task=task.name)
+            rest = sorted(set(range(len(items))) - set(found.rows))
+            if found.rows and rest:
+                score = primary_score(task, [items[at] for at in rest], [results[at] for at in rest])
+                found = replace(found, without=score)
+            yield replace(found, model=name)
 
 
 def _hashes(opened: Opened, prepared: Sequence[Prepared]) -> Mapping[str, str]:

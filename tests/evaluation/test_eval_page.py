@@ -94,7 +94,8 @@ def asked(evaluation: Evaluation, folder: Path, width: int) -> dict[str, Any]:
         check=True,
     )
     answer = re.search(r"<pre>(.*?)</pre>", ended.stdout, re.S)
-    assert answer and answer[1], "the page's script failed"
+    assert answer is not None, "the page's script failed"
+    assert answer[1], "the page's script failed"
     values: dict[str, Any] = json.loads(html.unescape(answer[1]))
     return values
 
