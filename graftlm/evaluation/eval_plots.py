@@ -18,6 +18,8 @@ from graftlm.evaluation.eval_words import UNKNOWN, Mark, Primary
 from graftlm.evaluation.evaluation import BASE, Bin, Evaluation, Model, TaskResult, Versus
 from graftlm.evaluation.statistics import Interval
 
+MOST_MAIN = 3  # reliability diagrams that are shown at once, where no task is about calibration
+
 
 @dataclass(frozen=True)
 class Across:
@@ -252,6 +254,7 @@ def _change_axis(changes: Sequence[Interval], *, share: bool) -> Axis:
     round_ends = linear_axis(low, high, bins=4)
     axis = Axis(low, high, log=False)
     marks = [round_ends.value(tick.at) for tick in round_ends.ticks]
+    marks = [0.0 if abs(mark) < 1e-9 * (high - low) else mark for mark in marks]
     labels = {mark: words.signed(mark, share=share).removesuffix(".0") for mark in marks if low <= mark <= high}
     return replace(axis, ticks=tuple(Tick(axis.at(mark), label) for mark, label in labels.items()))
 
@@ -268,10 +271,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How sure models are, and how often they are right when so sure."""
+    """How sure models are, and how often they are right when so sure. ``main``: the task is about that."""
 
     title: str
     curves: tuple[Curve, ...]
+    main: bool
 
     def to_json(self) -> list[dict[str, Any]]:
         """What the page's script needs."""
@@ -279,14 +283,17 @@ class Reliability:
 
 
 def reliabilities(evaluation: Evaluation) -> list[Reliability]:
-    """A diagram for each task whose measures hold bins."""
+    """A diagram for each task whose scores hold bins; first those that are about calibration, or else the first."""
     names = words.titles(evaluation)
     found = []
     for task in evaluation.tasks:
-        curves = [_curve(score.model, score.bins) for score in task.scores if any(map(_known, score.bins))]
+        scores = [words.score_of(task, model.name) for model in evaluation.models]
+        curves = [_curve(score.model, score.bins) for score in scores if score and any(map(_known, score.bins))]
         if curves:
-            found.append(Reliability(names[task.name], tuple(curves)))
-    return found
+            found.append(Reliability(names[task.name], tuple(curves), task.primary == "ece"))
+    if found and not any(each.main for each in found):
+        found = [replace(each, main=at < MOST_MAIN) for at, each in enumerate(found)]
+    return sorted(found, key=lambda each: not each.main)
 
 
 def _curve(name: str, bins: Sequence[Bin]) -> Curve:

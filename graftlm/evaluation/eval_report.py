@@ -17,7 +17,7 @@ from graftlm.base.files import write_texts
 from graftlm.evaluation import eval_extras, eval_plots, eval_tables, wording
 from graftlm.evaluation import eval_words as words
 from graftlm.evaluation.eval_words import SIGNS, Primary
-from graftlm.evaluation.evaluation import BASE, Evaluation, Example, TaskResult
+from graftlm.evaluation.evaluation import BASE, Evaluation, Example, TaskResult, TaskScore
 from graftlm.evaluation.report import page_environment, settings_yaml
 
 SHOWN_EXAMPLES = 12  # of each task; a page with all of them would be too heavy
@@ -255,7 +255,9 @@ def _section(evaluation: Evaluation, task: TaskResult, title: str) -> Section:
     ]
     names = list(dict.fromkeys([task.primary, *(name for score in task.scores for name in score.measures)]))
     less = {name: ", less is better" if name in task.lower_is_better else "" for name in names}
-    shown = [_shown(task, example) for example in task.examples]
+    models = [model.name for model in evaluation.models]
+    scores = [score for name in models if (score := words.score_of(task, name)) is not None]
+    shown = [_shown(scores, example) for example in task.examples]
     return Section(
         task=task,
         title=title,
@@ -271,7 +273,7 @@ def _section(evaluation: Evaluation, task: TaskResult, title: str) -> Section:
             "failed",
             "family",
         ),
-        rows=tuple(_score_rows(task, primary, names)),
+        rows=tuple(_score_rows(task, scores, primary, names)),
         versus=versus,
         left_out=left_out,
         examples=tuple(shown[:SHOWN_EXAMPLES]),
@@ -284,9 +286,11 @@ def _section(evaluation: Evaluation, task: TaskResult, title: str) -> Section:
     )
 
 
-def _score_rows(task: TaskResult, primary: Primary, names: Sequence[str]) -> Iterable[tuple[tuple[str, ...], str]]:
+def _score_rows(
+    task: TaskResult, scores: Sequence[TaskScore], primary: Primary, names: Sequence[str]
+) -> Iterable[tuple[tuple[str, ...], str]]:
     """A row of texts for each model, its name first, and its mark."""
-    for score in task.scores:
+    for score in scores:
         versus = score.over_base
         mark = words.mark_of(versus, lower=primary.lower) if versus else ""
         unseen = task.unseen.get(score.model)
@@ -311,11 +315,13 @@ def _score_rows(task: TaskResult, primary: Primary, names: Sequence[str]) -> Ite
         )
 
 
-def _shown(task: TaskResult, example: Example) -> Shown:
-    compared = [(score.model, score.over_base) for score in task.scores if score.over_base is not None]
+def _shown(scores: Sequence[TaskScore], example: Example) -> Shown:
+    compared = [(score.model, score.over_base) for score in scores if score.over_base is not None]
     same: dict[tuple[str, bool], list[str]] = {}
-    for model, text in example.answers.items():
-        same.setdefault((text.strip(), example.right.get(model, False)), []).append(model)
+    for score in scores:
+        if score.model in example.answers:
+            key = example.answers[score.model].strip(), example.right.get(score.model, False)
+            same.setdefault(key, []).append(score.model)
     return Shown(
         example,
         won=tuple(model for model, versus in compared if example.place in versus.won),

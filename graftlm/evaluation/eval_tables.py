@@ -196,7 +196,8 @@ def _cell(interval: Interval, versus: Versus | None, *, share: bool, lower: bool
         return Cell(text, ends)
     size = words.effect(versus.change, share=share, lower=lower)
     side = "gain" if size > 0 else "loss" if size < 0 else ""
-    return Cell(text, ends, words.mark_of(versus, lower=lower), side, words.shade(size))
+    mark = words.mark_of(versus, lower=lower)
+    return Cell(text, ends, mark, side, words.shade(size, mark))
 
 
 TAX_COLUMNS = ("task", "before", "after", "change [95%]", "p", "sure", "would have been noticed")
@@ -220,7 +221,7 @@ def tax_rows(evaluation: Evaluation, model: str) -> list[tuple[tuple[str, ...], 
             words.change_text(change, share=share),
             words.p_text(line.versus.p),
             f"{SIGNS[mark]} {mark}".strip(),
-            noticed if math.isfinite(least) else UNKNOWN,
+            noticed if math.isfinite(least) else "too few rows",
         )
         rows.append((texts, mark))
     return rows

@@ -17,7 +17,7 @@ UNKNOWN = "unknown"
 Mark = Literal["gain", "loss", "", "unknown"]
 SIGNS: dict[str, str] = {"gain": "▲", "loss": "▼", "": "", "unknown": "?"}  # not by colour alone
 FULL = 0.3  # a change of 30 points, or of 30% of a score that is no share, has the full colour
-SHADE = 38  # percent of the colour in it
+SHADE, PALE = 42, 14  # percent of the colour in it, where it is sure and where it may be chance
 
 
 def score_text(value: float, *, share: bool, decimals: int | None = None) -> str:
@@ -105,14 +105,15 @@ def mark_of(versus: Versus | None, *, lower: bool) -> Mark:
 
 
 def effect(change: Change, *, share: bool, lower: bool) -> float:
-    """How large a change is, above 0 where it is for the better: of a share as it is, else a part of the score."""
-    size = change.value if share else change.value / abs(change.before) if change.before else math.nan
+    """How large a change is, above 0 where it is for the better: of scores up to 1 as it is, else a part of the score."""
+    small = share or max(abs(change.before), abs(change.after)) <= 1
+    size = change.value if small else change.value / abs(change.before) if change.before else math.nan
     return (-size if lower else size) if math.isfinite(size) else 0.0
 
 
-def shade(size: float) -> int:
-    """How much of its colour an effect is given, in percent."""
-    return round(SHADE * min(1.0, abs(size) / FULL))
+def shade(size: float, mark: Mark) -> int:
+    """How much of its colour an effect is given, in percent; pale where it is not sure."""
+    return round((SHADE if mark in ("gain", "loss") else PALE) * min(1.0, abs(size) / FULL))
 
 
 def mean_interval(intervals: Sequence[Interval]) -> Interval:
@@ -251,6 +252,8 @@ def _pair(change: Change, share: bool, between: str) -> str:
 
 
 def _number(value: float, decimals: int | None) -> str:
+    if abs(value) >= 1e5:
+        return (wording.MINUS if value < 0 else "") + wording.short_count(round(abs(value)))
     if decimals is None:
         decimals = 0 if abs(value) >= 1000 else None
     text = f"{value:.3g}" if decimals is None else f"{value:,.{decimals}f}"

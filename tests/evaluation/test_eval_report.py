@@ -171,6 +171,22 @@ def test_gains_and_losses_know_what_is_better() -> None:
     assert mark(None, lower=False) == "unknown"
 
 
+def test_numbers_of_every_size() -> None:
+    told = eval_words.interval_text
+    assert told(Interval(917_803, 870_813, 938_385), share=False) == "918k [871k, 938k]"
+    assert told(Interval(6615.2, 6360.1, 6857), share=False) == "6,615 [6,360, 6,857]"
+    assert told(Interval(18.41, 17.5, 19.3), share=False) == "18.4 [17.5, 19.3]"
+    assert told(Interval(0.0312, 0.0279, 0.0361), share=False) == "0.0312 [0.0279, 0.0361]"
+    assert told(Interval(0.5, 0.5, 0.5), share=True) == "50.0% [50.0, 50.0]"
+    assert told(Interval(2.5, NAN, NAN), share=False) == "2.5 [unknown]"
+    assert told(Interval(NAN, NAN, NAN), share=True) == "unknown"
+    assert eval_words.change_text(Change(-200_000, -3e5, -1e5, before=1, after=2), share=False).startswith(
+        "−200k [−300k"
+    )
+    assert eval_words.change_text(Change(-0.0001, -0.1, 0.1, before=0, after=0), share=True) == "0 [−10.0, +10.0]"
+    assert eval_words.shade(0.3, "gain") == 3 * eval_words.shade(0.3, "")  # what may be chance is pale
+
+
 def test_means_of_independent_tasks() -> None:
     one, two = Interval(0.5, 0.4, 0.6), Interval(0.7, 0.6, 0.9)
     mean = eval_words.mean_interval([one, two])
@@ -342,6 +358,7 @@ def test_tax_panels_turn_the_axis_where_less_is_better(evaluation: Evaluation) -
     overfit = text_panel.lanes[3]
     assert overfit.mark == "loss"
     assert overfit.at is not None
+    assert all("e-" not in label for panel in panels for _, label in panel.ticks)
     assert overfit.at[2] < text_panel.zero  # a higher perplexity is to the left of no change
     assert "less is better" in text_panel.note
 
@@ -351,6 +368,11 @@ def test_calibration_is_shown_where_bins_are_known(evaluation: Evaluation) -> No
     assert [each.title for each in diagrams] == ["Reading (en)", "Reading (zh)", "True against tempting"]
     assert [curve.name for curve in diagrams[0].curves] == [model.name for model in evaluation.models]
     assert "base: 15% sure, 15% right, 7 rows" in diagrams[0].curves[0].tips[0]
+    turned = tuple(replace(task, scores=task.scores[::-1]) for task in evaluation.tasks)
+    assert eval_plots.reliabilities(replace(evaluation, tasks=turned)) == diagrams
+    about = tuple(replace(task, primary="ece") if task.name == "truth-en" else task for task in evaluation.tasks)
+    assert [each.main for each in eval_plots.reliabilities(replace(evaluation, tasks=about))] == [True, False, False]
+    assert eval_plots.reliabilities(replace(evaluation, tasks=about))[0].title == "True against tempting"
     without = tuple(
         replace(task, scores=tuple(replace(score, bins=()) for score in task.scores)) for task in evaluation.tasks
     )
@@ -366,6 +388,18 @@ def test_equal_titles_are_told_apart() -> None:
         "Reading (en)",
         "Reading (zh)",
     ]
+
+
+def test_models_stand_in_their_order_everywhere(evaluation: Evaluation) -> None:
+    turned = tuple(
+        replace(
+            task,
+            scores=task.scores[::-1],
+            examples=tuple(replace(each, answers=dict(reversed(each.answers.items()))) for each in task.examples),
+        )
+        for task in evaluation.tasks
+    )
+    assert render(replace(evaluation, tasks=turned)) == render(evaluation)
 
 
 def test_pairs_of_many_adapters_are_cut_and_counted() -> None:
