@@ -13,6 +13,7 @@ from graftlm.evaluation import statistics
 from graftlm.evaluation.measures import Measure, measures_of
 from graftlm.evaluation.metrics import Floats
 from graftlm.evaluation.results import ItemResult
+from graftlm.evaluation.sizes import size_change, size_interval
 from graftlm.evaluation.statistics import RESAMPLES, SEED, Change, Interval
 from graftlm.evaluation.tasks.items import Item
 from graftlm.evaluation.tasks.task import EvalTask
@@ -48,7 +49,7 @@ class Scored:
         if self._is_binary(name):  # of this model alone: answers that all score 0 tell a bootstrap nothing
             return statistics.wilson_interval(round(sums[:, 0].sum()), self.rows)
         if self.measure.sized:
-            return statistics.size_interval(sums[:, :-1])
+            return size_interval(sums[:, :-1])
         signed = float(self.measure.value(sums.sum(axis=0)))
         found = statistics.bca_interval(signed, self.draws[name], self.measure.value(sums.sum(axis=0) - sums))
         return _folded(found) if self.measure.folded else found
@@ -60,11 +61,10 @@ class Scored:
             return Change(new - old, math.nan, math.nan, before=old, after=new)
         if self.binary:
             return statistics.paired_share_change(*(self.sums[name][:, 0] == 1 for name in (before, after)))
+        if self.measure.sized:
+            return size_change(self.sums[before][:, :-1], self.sums[after][:, :-1])
         draws = self._differences(before, after)
-        if self.measure.sized:  # chance makes the draws of both too large, and BCa would take that for bias
-            found = statistics.percentile_interval(new - old, draws)
-        else:
-            found = statistics.bca_interval(new - old, draws, self._left_out(before, after))
+        found = statistics.bca_interval(new - old, draws, self._left_out(before, after))
         return Change(new - old, found.low, found.high, before=old, after=new)
 
     def error(self, before: str, after: str) -> float:

@@ -235,44 +235,6 @@ def bca_interval(value: float, draws: Floats, left_out: Floats, *, level: float 
     return Interval(value, float(low), float(high))
 
 
-def size_interval(parts: Floats, *, level: float = LEVEL, seed: int = SEED) -> Interval:
-    """Σ |mean of a column| of ``parts`` (rows, columns), such as a calibration error, and its interval.
-
-    Chance makes such a sum too large, the more the smaller it is, and a bootstrap adds to that instead of taking it
-    away. So the lower end is the least multiple of the means found that would give as much as was found in
-    (1 − level) / 2 of cases. The upper end takes no chance away: it is as far above as the noise about the means goes.
-    The noise is normal with the rows' covariance.
-    """
-    rows = len(parts)
-    means = parts.mean(axis=0)
-    value = float(np.abs(means).sum())
-    if rows < 2:
-        return Interval(value, math.nan, math.nan)
-    deviations = (parts - means) / math.sqrt(rows * (rows - 1))
-    noise = np.random.default_rng(seed).standard_normal((1999, len(means))) @ _root(deviations.T @ deviations)
-    tail = (1 - level) / 2
-    low = _cross(lambda times: (np.abs(times * means + noise).sum(axis=1) >= value).mean() - tail)
-    drawn = np.abs(means + noise).sum(axis=1)
-    return Interval(value, low * value, value + float(np.quantile(drawn, 1 - tail) - drawn.mean()))
-
-
-def _cross(rising: Callable[[float], float]) -> float:
-    """Where between 0 and 1 a function that rises becomes 0; an end where it does not."""
-    low, high = 0.0, 1.0
-    if rising(low) >= 0:
-        return low
-    while high - low > 1e-4:
-        middle = (low + high) / 2
-        low, high = (low, middle) if rising(middle) >= 0 else (middle, high)
-    return high
-
-
-def _root(covariance: Floats) -> Floats:
-    """A square root of a covariance, which may be singular."""
-    values, vectors = np.linalg.eigh(covariance)
-    return np.asarray(vectors * np.sqrt(np.maximum(0, values)) @ vectors.T)
-
-
 def bootstrap_p(differences: Floats) -> float:
     """Two-sided p-value of "no difference" from bootstrap draws of it; NaN where one is not finite."""
     if not len(differences) or not np.isfinite(differences).all():

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from graftlm.evaluation.metrics import METRICS, Floats, Outcomes
+from graftlm.evaluation.sizes import size_change, size_interval
 from graftlm.evaluation.statistics import (
     bca_interval,
     bootstrap_p,
@@ -16,7 +17,6 @@ from graftlm.evaluation.statistics import (
     mcnemar_p,
     percentile_interval,
     resampled,
-    size_interval,
     swap_p,
 )
 
@@ -155,3 +155,15 @@ def test_a_size_has_an_interval_from_0_where_it_may_be_chance() -> None:
     assert 1.4 < clear.low < clear.value < clear.high < 2.8
     assert not size_interval(noise[:1]).known
     assert size_interval(np.zeros((9, 2))).high == 0
+
+
+def test_a_change_of_a_size_gives_way_for_what_chance_adds() -> None:
+    generator = np.random.default_rng(6)
+    noise, other = generator.normal(0, 1, (100, 4)), generator.normal(0, 1, (100, 4))
+    clear = size_change(noise + 1.0, noise + 2.0)
+    assert (clear.value, clear.low, clear.high) == pytest.approx((4, 4, 4), abs=0.01)  # the same noise in both
+    found = size_change(noise, other + np.array([1.0, 0.0, 0.0, 0.0]))
+    assert found.value == pytest.approx(found.after - found.before)
+    assert found.high - found.value > found.value - found.low - 0.05  # chance made the first too large
+    same = size_change(noise, noise)
+    assert (same.value, same.low, same.high) == (0, 0, 0)

@@ -110,7 +110,7 @@ def answers(generator: np.random.Generator, rows: int, loss: float, differing: f
 
 def test_intervals_of_changes_cover() -> None:
     generator = np.random.default_rng(2)
-    held = {"share": 0, "f1": 0, "loss": 0, "ece": 0}
+    held = {"share": 0, "f1": 0, "loss": 0, "ece": 0, "ece from 0": 0}
     trials = TRIALS // 2
     for trial in range(trials):
         old, new = answers(generator, 100, 0.1, 0.3)
@@ -125,9 +125,10 @@ def test_intervals_of_changes_cover() -> None:
         higher = base + base[:, 1:] * np.stack([0.2 + generator.normal(0, 0.3, 60), np.zeros(60)], axis=1)
         change = score(measure("perplexity", "loss"), {"a": base, "b": higher}, trial).change("a", "b")
         held["loss"] += change.low <= 0.2 <= change.high
-        both = {"a": confidences(0.1)(generator, 100), "b": confidences(0.25)(generator, 100)}
-        change = score_measures([measure("choice", "ece")], [both], trial, 399)[0].change("a", "b")
-        held["ece"] += change.low <= 0.15 <= change.high
+        for name, gap in (("ece", 0.1), ("ece from 0", 0.0)):
+            both = {"a": confidences(gap)(generator, 100), "b": confidences(gap + 0.15)(generator, 100)}
+            change = score(measure("choice", "ece"), both, trial).change("a", "b")
+            held[name] += change.low <= 0.15 <= change.high
     print({name: times / trials for name, times in held.items()})
     assert min(held.values()) >= 0.9 * trials
 
