@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,7 +44,7 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows and examples that are drawn.")] = None,
     lm_eval: Annotated[
         list[str] | None,
-        typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness: names, patterns or YAML files. Repeatable."),
+        typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness: names, patterns or YAML files, with commas."),
     ] = None,
     lm_eval_path: Annotated[
         Path | None, typer.Option("--lm-eval-path", help="A folder of the harness's YAML tasks of your own.")
@@ -107,7 +107,8 @@ def evaluate(
         Path(adapter[0]).name if len(adapter) == 1 else "+".join(Path(a).name for a in adapter[:3])
     )
     rows = sum(len(each.items) for each in prepared)
-    errors.print(f"{len(prepared)} task{'s' * (len(prepared) > 1)}, {rows:,} rows", markup=False)
+    if prepared:
+        errors.print(f"{len(prepared)} task{'s' * (len(prepared) > 1)}, {rows:,} rows", markup=False)
     with errors.status("loading base and adapters …"):
         opened = open_adapters(folders, base, chat_template=chat_template, dtype=dtype, device=device)
     for note in opened.notes:
@@ -132,19 +133,27 @@ def evaluate(
 
 
 def _print(evaluation: Evaluation) -> None:
-    from rich.table import Table
-
+    from graftlm.evaluation.eval_extras import harness_rows
     from graftlm.evaluation.eval_report import summary_sentences, summary_table
 
-    head, rows = summary_table(evaluation)
+    if evaluation.tasks:
+        _print_table(*summary_table(evaluation))
+        for line in summary_sentences(evaluation):
+            console.print(line, markup=False, soft_wrap=True)
+    models, reported = harness_rows(evaluation)
+    if reported:
+        _print_table(("lm-evaluation-harness", *models), reported)
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="dim")
     for number, column in enumerate(head):
         table.add_column(escape(column), justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
-    for line in summary_sentences(evaluation):
-        console.print(line, markup=False, soft_wrap=True)
 
 
 def _split(given: list[str], base: str | None) -> tuple[list[Path], str | None]:
@@ -209,8 +218,9 @@ def _write_harness(names: list[str], languages: list[str], folder: Path) -> None
     written = write_harness_tasks(find_tasks(names, languages), folder)
     for name, why in written.left_out.items():
         errors.print(f"[yellow]left out[/] {escape(name)}: {escape(why)}")
-    errors.print(f"{len(written.names)} tasks; lm_eval --include_path {folder} --tasks graftlm …", markup=False)
-    console.print(str(folder), markup=False, soft_wrap=True)
+    for name in written.names:
+        console.print(name, markup=False)
+    errors.print(f"lm_eval --include_path {folder} --tasks graftlm …", markup=False, soft_wrap=True)
 
 
 def _list_tasks() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from graftlm.evaluation.speakers import Opened, Speaker
 
 SEED, NUMPY_SEED = 0, 1234  # the harness's own: of random, and of numpy and demonstrations
+LOCAL = "The network is not used: its data must be local files, or in the cache of datasets already."
 REPORTED = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 
 
@@ -160,7 +161,7 @@ def _load(settings: HarnessSettings) -> dict[str, Any]:
         try:
             loaded = manager.load(name)
         except Exception as error:
-            raise _failed(name, "cannot be loaded", error) from error
+            raise _failed(name, "cannot be loaded", error, LOCAL) from error
         for part, entries in found.items():
             entries.update(loaded.get(part) or {})
     for task in found["tasks"].values():
@@ -203,12 +204,9 @@ def _matches(manager: Any, name: str) -> list[str]:
     return list(manager.match_tasks([name]))
 
 
-def _failed(task: str, what: str, error: Exception) -> UserError:
+def _failed(task: str, what: str, error: Exception, hint: str | None = None) -> UserError:
     first = next(iter(str(error).strip().splitlines()), "")
-    return UserError(
-        f"lm-evaluation-harness: {task} {what}: {type(error).__name__}: {first[:300]}",
-        hint="The network is not used: its data must be local files, or in the cache of datasets already.",
-    )
+    return UserError(f"lm-evaluation-harness: {task} {what}: {type(error).__name__}: {first[:300]}", hint=hint)
 
 
 def _set_seeds() -> None:

@@ -97,6 +97,18 @@ def test_patterns_limits_and_lines(tmp_path: Path) -> None:
     assert first.higher_is_better is True
 
 
+def test_a_group_has_a_line_of_its_own(tmp_path: Path) -> None:
+    task(tmp_path, "sums_a")
+    task(tmp_path, "sums_b")
+    group = "group: both\ntask: [sums_a, sums_b]\naggregate_metric_list: [{metric: acc}]\n"
+    (tmp_path / "both.yaml").write_text(group)
+    lines = harness_lines(run(opened(1), tmp_path, "both"))
+    found = {line.task: line.values for line in lines if line.measure == "acc"}
+    assert set(found) == {"both", "sums_a", "sums_b"}
+    for model in ("base", "lora-0"):
+        assert found["both"][model] == pytest.approx((found["sums_a"][model] + found["sums_b"][model]) / 2)
+
+
 def test_a_file_is_a_task(tmp_path: Path) -> None:
     path = task(tmp_path, "sums")
     assert set(run(opened(0), tmp_path, str(path))["base"]["results"]) == {"sums"}
