@@ -74,10 +74,11 @@ def write(folder: Path) -> None:
 
 def check(folder: Path) -> bool:
     """Print what is on both sides; whether that is nothing."""
-    from graftlm.data.filters import Contamination, answer_of, prompt_of
+    from graftlm.data.filters import Contamination
     from graftlm.data.instances import Instance
     from graftlm.data.p3 import data_set_of
     from graftlm.data.sets import read_set
+    from graftlm.data.texts import answer_of, prompt_of
 
     unseen = list(read_set(folder / "sets" / "p3-unseen"))
     learnt = [row for name in names() for row in read_set(folder / "sets" / "families" / name)]

@@ -97,6 +97,8 @@ def _progress() -> Iterator[Callable[[int], None]]:
 
 
 def _print_card(card: SetCard, out: Path) -> None:
+    from graftlm.data.sets import kept_but
+
     splits = ", ".join(f"{name} {rows:,}" for name, rows in card.splits.items())
     console.print(f"{out}: {card.rows:,} instances ({splits})", markup=False, soft_wrap=True)
     for task, taken in card.notes["mixture"].items():
@@ -105,3 +107,7 @@ def _print_card(card: SetCard, out: Path) -> None:
     for reason, number in sorted(card.dropped.items(), key=lambda item: -item[1]):
         places = ", ".join(card.examples.get(reason, [])[:3])
         console.print(f"left out {number:,}: {reason}" + (f" ({places})" if places else ""), markup=False)
+    for line in kept_but(card):
+        console.print(f"kept {line}", markup=False, soft_wrap=True)
+    if "contradictions" in card.notes:
+        console.print("  filters: {contradictions: true} leaves rows with such an input out", markup=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graftlm.data.instances import Instance
     from graftlm.data.prepare import RowCounts
 
+CONTRADICTIONS = ("keep", "drop", "refuse")
 HELD_OUT_NAMES = ("test", "dev", "valid", "validation", "eval", "heldout", "held_out")
 
 
@@ -66,6 +67,13 @@ def format_command(
         str | None, typer.Option(help="Another file whose columns are added as joined.NAME (see --join-on).")
     ] = None,
     join_on: Annotated[str, typer.Option(help="The column that both files have for --join.")] = "id",
+    group: Annotated[
+        str | None, typer.Option(help="Column whose equal values belong together: `data build` does not split them.")
+    ] = None,
+    contradictions: Annotated[
+        str,
+        typer.Option(help="Rows with one input and different labels: keep (and say so), drop, or refuse to write."),
+    ] = "keep",
     licence: Annotated[str, typer.Option(help="Licence of the source, written to every instance.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn.")] = 0,
 ) -> None:
@@ -74,33 +82,44 @@ def format_command(
     from graftlm.data.formatting import SAMPLE, FormatSettings, asked, demonstration_pool, format_rows
     from graftlm.data.prepare import RowCounts
     from graftlm.data.readers import find_sources, read_rows
-    from graftlm.data.task_fields import Columns, choose_columns, columns_of, expand_row, join_rows, same_columns
+    from graftlm.data.task_fields import (
+        Columns,
+        check_group,
+        choose_columns,
+        columns_of,
+        expand_row,
+        join_rows,
+        rows_to_join,
+        same_columns,
+    )
     from graftlm.data.task_template import load_task_template
 
     check_out(out, file, split_file, join)
+    if contradictions not in CONTRADICTIONS:
+        raise UserError(f"--contradictions {contradictions}: expected {', '.join(CONTRADICTIONS)}")
     if template.startswith("promptsource:"):
         given = (demonstrations != "0", few_shot_ratio is not None, inverted, split_file or join, descriptions)
         _refuse_for_promptsource(*given)
-        counts = RowCounts()
-        instances = format_promptsource(
+        wording = format_promptsource(
             file,
             template,
-            counts,
             columns=_pairs("column", column),
             labels=_pairs("label", label),
             every_template=all_descriptions,
             split=split,
             licence=licence,
             seed=seed,
+            group=group,
         )
-        write_instances(out, instances, file, licence, counts, split=split)
-        print_counts(counts, out)
+        _write(wording, contradictions, "label", out, file, licence, split=split)
         return
     task = load_task_template(template)
 
+    added = rows_to_join(read_rows(join), join_on, join) if join is not None else {}
+
     def rows(path: str, of: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         found = read_rows(path, split=of)
-        return join_rows(found, read_rows(join), join_on) if join is not None else found
+        return join_rows(found, added, join_on, path) if join is not None else found
 
     def first_rows(path: str, of: str | None = None) -> list[dict[str, Any]]:
         return [part for _, row in islice(rows(path, of), SAMPLE) for part in expand_row(row)]
@@ -125,8 +144,11 @@ def format_command(
         split=split or ("train" if any("split" in row for row in sample) else None),
         licence=licence,
         source=file,
+        group=group or "",
     )
     settings.check(task)
+    for name in sources if group is not None else ():
+        check_group(group or "", columns_of(first_rows(name, split)), name)
     told: dict[str, str] = {}  # by columns, the first file with them
     for name, each in chosen.items():
         told.setdefault("; ".join(each.lines()), name)
@@ -157,16 +179,18 @@ def format_command(
                 line = f"no demonstration of {number:,}: {reason} ({places})"
                 console.print(line, markup=False, soft_wrap=True)
         _print_pool(pool, split_file or file)
-    counts = RowCounts()
-    instances = chain.from_iterable(
-        format_rows(
-            rows(name, split), task, replace(settings, columns=each, source=name), seed, pool=pool, counts=counts
+
+    def make(counts: RowCounts) -> Iterator[Instance]:
+        return chain.from_iterable(
+            format_rows(
+                rows(name, split), task, replace(settings, columns=each, source=name), seed, pool=pool, counts=counts
+            )
+            for name, each in chosen.items()
         )
-        for name, each in chosen.items()
-    )
+
     others = [path for path in (split_file, join) if path is not None]
-    write_instances(out, instances, file, licence, counts, split=settings.split, others=others)
-    print_counts(counts, out)
+    what = "label" if task.labels else "answer"
+    _write(make, contradictions, what, out, file, licence, split=settings.split, others=others)
 
 
 def templates_command() -> None:
@@ -183,6 +207,44 @@ def templates_command() -> None:
         kinds = ", ".join(task.labels or ()) or ("options" if task.options else "open")
         table.add_row(name, task.family, task.about + way, told, ", ".join(task.columns), kinds)
     console.print(table)
+
+
+def _write(
+    make: Callable[[RowCounts], Iterator[Instance]],
+    contradictions: str,
+    what: str,
+    out: Path,
+    file: str,
+    licence: str,
+    *,
+    split: str | None = None,
+    others: Iterable[str] = (),
+) -> None:
+    """Write the instances that ``make`` gives, and tell what became of all rows and which contradict each other.
+
+    ``what`` differs in a contradiction: the label, or the answer.
+    """
+    from graftlm.data.contradictions import Answers, compared
+    from graftlm.data.prepare import RowCounts
+
+    answers, counts, notes = Answers(prompts=False), RowCounts(), dict[str, Any]()
+    if contradictions == "drop":  # which rows contradict each other is known when all have been seen
+        for _ in compared(make(RowCounts()), answers):
+            pass
+        instances = compared(make(counts), answers, counts, reason=f"same input, other {what}")
+    else:
+        instances = compared(make(counts), answers, notes=notes, refuse=what if contradictions == "refuse" else "")
+    write_instances(out, instances, file, licence, counts, split=split, others=others, notes=notes)
+    print_counts(counts, out)
+    if answers.number:
+        if contradictions == "keep":
+            many = "" if what == "label" else ", of which several may be right"
+            line = f"kept       {answers.number:,} with the same input and another {what}{many}:"
+            console.print(line, markup=False, soft_wrap=True)
+        for pair in answers.pairs():
+            console.print(f"  {pair}", markup=False, soft_wrap=True)
+        if contradictions == "keep":
+            console.print("  --contradictions drop leaves such rows out, --contradictions refuse stops at them")
 
 
 def _refuse_for_promptsource(*given: object) -> None:
@@ -255,10 +317,12 @@ def write_instances(
     *,
     split: str | None = None,
     others: Iterable[str] = (),
+    notes: dict[str, Any] | None = None,
 ) -> None:
     """Write instances as chat JSONL or as a set. Either is there only when it is whole.
 
-    A set's card names the files of ``source`` and the ``others`` that went in; ``split`` is train if it is None.
+    A set's card names the files of ``source`` and the ``others`` that went in, and gets ``notes``, which may be filled
+    meanwhile; ``split`` is train if it is None.
 
     Raises:
         UserError: no instance is left, with the reasons.
@@ -279,6 +343,7 @@ def write_instances(
         files += [(name, "") for other in others for name in find_sources(other)]
         sources = [describe_source(name, licence=theirs) for name, theirs in files if Path(name).is_file()]
         card = SetCard(sources=sources, dropped=counts.dropped, examples=counts.examples)
+        card.notes = {} if notes is None else notes
         write_set(out, rows, card, split=lambda _: split or "train", overwrite=True)
         return
     part = out.with_name(out.name + ".part")
@@ -293,6 +358,7 @@ def write_instances(
 
 def as_row(instance: Instance) -> dict[str, Any]:
     """An instance as a row of chat JSONL, with where it comes from."""
+    from graftlm.data.instances import ORIGINS
     from graftlm.data.tools import as_dicts
 
     tools, messages = as_dicts(instance.conversation)
@@ -300,7 +366,7 @@ def as_row(instance: Instance) -> dict[str, Any]:
     if instance.rejected is not None:
         more |= {"chosen": messages.pop(), "rejected": {"role": "assistant", "content": instance.rejected.content}}
     origin = instance.provenance
-    known = {name: getattr(origin, name) for name in ("task", "template", "language", "licence", "user")}
+    known = {name: getattr(origin, name) for name in ORIGINS}
     given = {name: value for name, value in known.items() if value}
     return {"messages": messages, **more, "source": instance.source, "row": instance.row, **given}
 
@@ -308,7 +374,7 @@ def as_row(instance: Instance) -> dict[str, Any]:
 def print_counts(counts: RowCounts, out: Path) -> None:
     """How many rows were kept and dropped, by reason."""
     console.print(f"{out}: {counts.kept:,} instances of {counts.rows:,} rows", markup=False, soft_wrap=True)
-    for name, table in (("shortened", counts.truncated), ("dropped", counts.dropped)):
+    for name, table in (("kept, but", counts.truncated), ("dropped", counts.dropped)):
         for reason, number in sorted(table.items(), key=lambda entry: -entry[1]):
             places = ", ".join(counts.examples[reason][:3])
             console.print(f"{name:<10} {number:,}: {reason} ({places})", markup=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,6 @@ SHOWN = 20  # rows whose columns are looked at before all are formatted
 def format_promptsource(
     file: str,
     reference: str,
-    counts: RowCounts,
     *,
     columns: dict[str, str],
     labels: dict[str, str],
@@ -28,8 +27,9 @@ def format_promptsource(
     split: str | None,
     licence: str,
     seed: int,
-) -> Iterator[Instance]:
-    """The instances of a file's rows by one PromptSource template, or by those of a data set.
+    group: str | None = None,
+) -> Callable[[RowCounts], Iterator[Instance]]:
+    """What gives the instances of a file's rows by one PromptSource template, or by those of a data set.
 
     ``labels`` gives the number that a word stands for, with its field or without: "coarse:NUM": "5", "positive": "1".
 
@@ -38,7 +38,7 @@ def format_promptsource(
     """
     from graftlm.data.promptsource import find_templates, format_with, promptsource_formatter
     from graftlm.data.readers import read_rows
-    from graftlm.data.task_fields import expand_row
+    from graftlm.data.task_fields import check_group, columns_of, expand_row
 
     templates = find_templates(reference)
     sample = [part for _, row in islice(read_rows(file, split=split), SHOWN) for part in expand_row(row)]
@@ -51,8 +51,10 @@ def format_promptsource(
         )
         for chosen in ([[template] for template in templates] if every_template else [templates])
     ]
+    if group is not None:
+        check_group(group, columns_of(sample), file)
     wanted = split or ("train" if "split" in present else None)
-    return format_with(formatters, read_rows(file, split=split), counts, file, wanted)
+    return lambda counts: format_with(formatters, read_rows(file, split=split), counts, file, wanted, group)
 
 
 def _choose_columns(

@@ -120,6 +120,16 @@ def fields(source: str) -> frozenset[str]:
     return frozenset(found - set(environment.globals))
 
 
+def parse_pattern(source: str) -> tuple[nodes.Template, frozenset[str]]:
+    """A pattern as a tree, and the names in it that are no row's: functions that patterns may call.
+
+    Raises:
+        jinja2.TemplateSyntaxError: it is not valid.
+    """
+    environment = _sandbox()
+    return environment.parse(source), frozenset(environment.globals)
+
+
 def plain(value: Any, text: Callable[[str], str] = str) -> Any:
     """A copy made of texts, numbers, lists and objects only; ``text`` is done to every text."""
     if isinstance(value, str):

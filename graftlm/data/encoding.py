@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -76,7 +76,7 @@ def encode_labelled(
     from graftlm.data.formatting import format_rows, with_columns
 
     settings.check(template)
-    known, stream = with_columns(rows, template, settings)
+    known, stream = with_columns(rows, template, replace(settings, keys=False))
 
     def make(part: Iterable[Numbered], own: RowCounts) -> Iterator[Instance]:
         return format_rows(part, template, known, seed, counts=own)

@@ -6,22 +6,19 @@ waits on disk, sorted by a hash, and is judged when it comes back.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-
-import numpy
 
 from graftlm.data.collecting.language import UNKNOWN, detect
 from graftlm.data.hashes import Hashes
 from graftlm.data.instances import Instance
 from graftlm.data.mixing import Spool, row_key
 from graftlm.data.sets import SetCard
+from graftlm.data.texts import answer_of, hash_texts, prompt_of
 from graftlm.errors import UserError
 
 SAMPLES = 3  # removed instances kept for the report, for each reason
@@ -91,16 +88,6 @@ def _passes(task: str, instance: Instance, filters: Sequence[Filter], card: SetC
 def _excerpt(text: str) -> str:
     """The beginning of a text; half surrogate pairs, which JSON can hold and no file of ours, become signs."""
     return text[:SHOWN].encode("utf-8", "replace").decode()
-
-
-def prompt_of(instance: Instance) -> str:
-    """All that stands before the last answer; nothing in a plain text."""
-    return "\n\n".join(message.content for message in instance.conversation[:-1])
-
-
-def answer_of(instance: Instance) -> str:
-    """The last answer, or the plain text; of a preference row, the chosen answer."""
-    return instance.conversation[-1].content
 
 
 def units(text: str) -> list[str]:
@@ -223,7 +210,7 @@ class Duplicates:
         self.seen = Hashes()
 
     def judge(self, task: str, instance: Instance) -> str | None:
-        key = _hash(*(text for message in instance.messages for text in (message.role, message.content)))
+        key = hash_texts(*(text for message in instance.messages for text in (message.role, message.content)))
         return None if self.seen.add(key) else "exact duplicate"
 
 
@@ -274,25 +261,6 @@ def near_groups(instances: Sequence[Instance], threshold: float = 0.8) -> list[l
     return sorted(groups.values(), key=len, reverse=True)
 
 
-class Contradictions:
-    """Instances with one prompt and different answers: all of them are removed."""
-
-    def __init__(self) -> None:
-        self.prompts, self.answers = array("Q"), array("Q")  # hashes of all: 16 bytes an instance
-        self.bad: set[int] | None = None
-
-    def look(self, task: str, instance: Instance) -> None:
-        if prompt := prompt_of(instance):
-            self.prompts.append(_hash(prompt))
-            self.answers.append(_hash(answer_of(instance)))
-
-    def judge(self, task: str, instance: Instance) -> str | None:
-        if self.bad is None:
-            self.bad = _several(self.prompts, self.answers)
-            self.prompts, self.answers = array("Q"), array("Q")
-        return "same input, other answer" if _hash(prompt_of(instance)) in self.bad else None
-
-
 class LabelBalance:
     """At most ``ratio`` times as many instances of an answer as of the rarest, in tasks of few answers.
 
@@ -329,10 +297,10 @@ class SharedAnswers:
     def add(self, name: str, instances: Iterable[Instance]) -> None:
         """The answers of one evaluation set."""
         for instance in instances:
-            self.names.setdefault(_hash(answer_of(instance)), name)
+            self.names.setdefault(hash_texts(answer_of(instance)), name)
 
     def judge(self, task: str, instance: Instance) -> str | None:
-        name = self.names.get(_hash(answer_of(instance)))
+        name = self.names.get(hash_texts(answer_of(instance)))
         return None if name is None else f"answer of {name}"
 
 
@@ -390,16 +358,6 @@ class Contamination:
         yield run
 
 
-def _several(prompts: array[int], answers: array[int]) -> set[int]:
-    """The prompts that have more than one answer."""
-    prompt, answer = numpy.frombuffer(prompts, numpy.uint64), numpy.frombuffer(answers, numpy.uint64)
-    order = numpy.argsort(prompt)
-    prompt, answer = prompt[order], answer[order]
-    same = prompt[1:] == prompt[:-1]  # neighbours with one prompt: if its answers differ, two neighbours' do
-    found: list[int] = numpy.unique(prompt[1:][same & (answer[1:] != answer[:-1])]).tolist()
-    return set(found)
-
-
 def texts_of(row: Any) -> Iterator[str]:
     """All texts in a row, however deep."""
     if isinstance(row, str):
@@ -407,9 +365,3 @@ def texts_of(row: Any) -> Iterator[str]:
     elif isinstance(row, dict | list):
         for value in row.values() if isinstance(row, dict) else row:
             yield from texts_of(value)
-
-
-def _hash(*texts: str) -> int:
-    """64 bits of texts but for white space and case."""
-    folded = "\0".join(" ".join(text.casefold().split()) for text in texts)
-    return int.from_bytes(hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graftlm.data.instances import Instance, Message
+from graftlm.data.instances import ORIGINS, Instance, Message
 from graftlm.data.instances import RowProblem as RowProblem
-from graftlm.data.p3 import ORIGIN, origin_of
+from graftlm.data.p3 import origin_of
 from graftlm.data.preferences import is_preference
 from graftlm.data.row_messages import (
     BEFORE,
@@ -142,7 +142,7 @@ def _known(
     name: str, convert: Callable[[Row], list[Message]], used: Sequence[str], **more: Any
 ) -> Callable[[list[str]], Format]:
     def form(columns: list[str]) -> Format:
-        read = {*used, *(ORIGIN if "template" in columns else ())}
+        read = {*used, *(ORIGINS if "template" in columns else ())}
         return Format(name, convert, ignored=tuple(c for c in columns if c not in read), **more)
 
     return form

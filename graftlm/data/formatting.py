@@ -16,7 +16,8 @@ from typing import Any
 
 from graftlm.data.formats import RowProblem
 from graftlm.data.instances import Instance, Message, Provenance
-from graftlm.data.prepare import RowCounts
+from graftlm.data.keys import answer_key, input_key, question_key
+from graftlm.data.prepare import UNGROUPED, RowCounts
 from graftlm.data.task_fields import (
     Columns,
     FieldReader,
@@ -25,6 +26,7 @@ from graftlm.data.task_fields import (
     choose_columns,
     columns_of,
     expand_row,
+    group_of,
     is_training,
 )
 from graftlm.data.task_pattern import CannotFill
@@ -45,7 +47,8 @@ class FormatSettings:
     ``demonstrations``: the fewest and the most of a row. ``few_shot_ratio``: the share of rows that has some; None
     leaves it to the number drawn. ``descriptions``: the numbers of those to use, from 1; none are all.
     ``spellings``: further spellings of labels. ``split``: the only one to format. ``source`` names the file in
-    instances and errors.
+    instances and errors. ``group``: the column whose equal values belong together; without ``keys`` instances say
+    nothing of that, nor of which have the same input.
     """
 
     language: str = "en"
@@ -59,6 +62,8 @@ class FormatSettings:
     split: str | None = None
     licence: str = ""
     source: str = "rows"
+    group: str = ""
+    keys: bool = True
 
     def check(self, template: TaskTemplate) -> None:
         """Raises UserError for settings that the template or the rules do not allow."""
@@ -199,7 +204,8 @@ def format_rows(
         raise UserError("demonstrations come from training rows, and none are given")
     counts = counts if counts is not None else RowCounts()
     reader, rows = _reader(rows, template, settings)
-    reader.with_keys = pool is not None
+    if pool is None:
+        reader.kinds = int(settings.keys)
     writer = _Writer(template, settings, seed, pool, counts)
     for number, whole in rows:
         counts.rows += 1
@@ -212,14 +218,17 @@ def format_rows(
                 counts.read += 1
                 counts.drop(problem.reason, settings.source, number)
                 continue
+            group = group_of(row, settings.group) if settings.group else ""
             for which in writer.descriptions(fields):
                 counts.read += 1
                 try:
-                    instance = writer.write(fields, which, number)
+                    instance = writer.write(fields, which, number, group)
                 except (RowProblem, CannotFill) as problem:
                     counts.drop(problem.reason, settings.source, number)
                 else:
                     counts.kept += 1
+                    if settings.group and not group:
+                        counts.truncate(UNGROUPED, settings.source, number)
                     yield instance
 
 
@@ -268,10 +277,14 @@ class _Writer:
         self._described = lru_cache(maxsize=4096)(self._describe)
         self._prefix = lru_cache(self._key_of)
         way = "-inverted" if settings.inverted else ""
-        self.provenance = [
-            Provenance(template.family, f"{template.name}{way}/{place}", language, settings.licence)
+        self.origin = [
+            (template.family, f"{template.name}{way}/{place}", language, settings.licence, "")
             for place in range(1, len(self.texts) + 1)
         ]
+        # Words of labels and alternatives are compared in whatever language they are written.
+        closed = template.labels is not None or template.options is not None
+        self.question = question_key(template.name, "" if closed else language)
+        self._answer = lru_cache(maxsize=4096)(answer_key)
 
     def descriptions(self, row: Fields) -> Iterable[int]:
         """The descriptions of a row (from 0): all that may be used, or the one drawn for it."""
@@ -286,7 +299,7 @@ class _Writer:
     def _key_of(self, what: str) -> bytes:
         return _key(self.seed, f"{self.template.name}/{self.settings.language}/{self.settings.inverted}/{what}")
 
-    def write(self, row: Fields, which: int, number: int) -> Instance:
+    def write(self, row: Fields, which: int, number: int, group: str = "") -> Instance:
         rng = random.Random(self._number(row, str(which)))
         shared: dict[str, Any] = {"language": self.settings.language}
         if self.words:
@@ -307,7 +320,17 @@ class _Writer:
         parts.append(self._shown(question, "") if drawn else question)
         prompt = "\n\n".join(part for part in parts if part)
         messages = (Message("user", prompt), Message("assistant", answer))
-        return Instance(messages, self.settings.source, number, self.provenance[which])
+        keys = self._keys(row, answer) if self.settings.keys else ("", "")
+        return Instance(messages, self.settings.source, number, Provenance(*self.origin[which], *keys, group))
+
+    def _keys(self, row: Fields, answer: str) -> tuple[str, str]:
+        """The keys of the input and of the answer. Many outputs of an inverted task are right, so none is compared."""
+        if not row.input:
+            return "", ""
+        if self.settings.inverted:
+            return input_key(row.input), ""
+        right = row.options[row.right] if row.options else answer
+        return input_key(row.input), self._answer(self.question, right if row.label is None else row.label)
 
     def _describe(self, which: int, choices: tuple[str, ...]) -> str:
         """A description that shows nothing of the row but the words of labels in their order."""

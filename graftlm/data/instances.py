@@ -37,6 +37,8 @@ class Provenance:
 
     ``task``: the family of tasks, such as sentiment; ``template``: what made an instance of the row; ``language``: as a
     code, such as en; ``licence`` of the source; ``user``: who wrote it, as a number or name that identifies nobody.
+    ``input_key`` is equal in rows with the same input, whatever words stand around it, ``answer_key`` in those that
+    are asked and answer the same about it, ``group_key`` in those that belong together (see ``keys``).
     """
 
     task: str = ""
@@ -44,6 +46,9 @@ class Provenance:
     language: str = ""
     licence: str = ""
     user: str = ""
+    input_key: str = ""
+    answer_key: str = ""
+    group_key: str = ""
 
 
 ORIGINS = tuple(Provenance.__dataclass_fields__)

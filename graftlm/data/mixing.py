@@ -135,19 +135,6 @@ def row_key(instance: Instance, seed: int) -> int:
     return int.from_bytes(digest.digest()[:8], "big")
 
 
-def prompt_share(instance: Instance, seed: int) -> float:
-    """A number in [0, 1) that follows from the seed and what stands before the first answer.
-
-    So rows with one prompt fall on one side of any limit.
-    """
-    digest = hashlib.blake2b(f"{seed}\0prompt".encode())
-    for number, message in enumerate(instance.messages):
-        if message.role == "assistant" and number:
-            break
-        digest.update(f"\0{message.role}\0{message.content.strip()}".encode("utf-8", "surrogatepass"))
-    return int.from_bytes(digest.digest()[:8], "big") / 2**64
-
-
 class Spool:
     """A stream of (key, task, instance) sorted by key on disk, in memory that does not grow with it."""
 

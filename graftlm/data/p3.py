@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from graftlm.data.instances import Provenance
+from graftlm.data.instances import ORIGINS, Provenance
 
 # The data sets of P3's training mixture by what a model has to do, and some more whose templates fit real files.
 FAMILIES = {
@@ -27,7 +27,6 @@ FAMILIES = {
     "topic": "ag_news dbpedia_14 yahoo_answers_topics",
 }
 _FAMILY = {name: family for family, names in FAMILIES.items() for name in names.split()}
-ORIGIN = ("task", "template", "language", "licence", "user")
 
 
 @lru_cache(maxsize=4096)
@@ -47,6 +46,6 @@ def origin_of(row: dict[str, object]) -> Provenance:
     """Where a row that names its ``template`` comes from. Other rows say nothing that can be relied on."""
     if not isinstance(row.get("template"), str):
         return Provenance()
-    given = {name: str(row[name]) for name in ORIGIN if isinstance(row.get(name), str | int)}
+    given = {name: str(row[name]) for name in ORIGINS if isinstance(row.get(name), str | int)}
     given.setdefault("task", family_of(given["template"]))
     return Provenance(**given)

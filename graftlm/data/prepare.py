@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -13,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from graftlm.data.batches import EncodedRow
 from graftlm.data.formats import Format, RowProblem, check, fill, recognise
 from graftlm.data.instances import Instance, Message
+from graftlm.data.keys import group_key
 from graftlm.data.p3 import origin_of
 from graftlm.data.parallel import rare_collections
 from graftlm.data.preferences import refuse_preferences
 from graftlm.data.readers import find_sources, read_rows
 from graftlm.data.rendering import PROMPT_FILLS, Conversations, Rendering
 from graftlm.data.sets import default_split, is_set, read_set
+from graftlm.data.task_fields import check_group, columns_of, group_of
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError, nearest
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 SAMPLE = 100  # rows that the format is recognised by
 CHUNK = 2000  # conversations tokenised at once
 EXAMPLES = 5  # places kept for each reason
+UNGROUPED = "no value in the column of groups"
+GROUPS = ("source", "task", "template", "language", "licence", "user")  # what rows of a set may be grouped by
 Progress = Callable[[int], None]
 
 
@@ -180,20 +183,28 @@ def read_instances(
     variables: Mapping[str, str] | None = None,
     split: str | None = None,
     limit: int | None = None,
+    group: str | None = None,
 ) -> Reading:
     """The stream of instances of one of :func:`find_sources`; see :func:`load_instances`.
 
+    ``group``: the column whose equal values belong together; of a set, a field of where its rows come from.
+
     Raises:
-        UserError: the file cannot be read or recognised.
+        UserError: the file cannot be read or recognised, or has no column ``group``.
     """
     given = variables or {}
     if is_set(Path(source)) and prompt is answer is system is None:
-        rows_of_set = islice(read_set(source, split or default_split(source)), limit)
+        rows_of_set: Iterator[Instance] = islice(read_set(source, split or default_split(source)), limit)
+        if group is not None:
+            check_group(group, GROUPS, source)
+            rows_of_set = (grouped(instance, _group_in_set(instance, group), counts) for instance in rows_of_set)
         return Reading(chain.from_iterable(_of_set(instance, given, counts) for instance in rows_of_set), "a set")
     rows = islice(read_rows(source, split=split), limit)
     sample = list(islice(rows, SAMPLE))
     form = recognise([row for _, row in sample], source, prompt=prompt, answer=answer, system=system)
-    parts = (_instances(form, row, source, number, given, counts) for number, row in chain(sample, rows))
+    if group is not None:
+        check_group(group, columns_of(row for _, row in sample), source)
+    parts = (_instances(form, row, source, number, given, counts, group) for number, row in chain(sample, rows))
     return Reading(chain.from_iterable(parts), form.name, form.ignored)
 
 
@@ -209,6 +220,7 @@ def _instances(
     number: int,
     variables: Mapping[str, str],
     counts: RowCounts,
+    group: str | None,
 ) -> Iterator[Instance]:
     counts.rows += 1
     try:
@@ -224,7 +236,23 @@ def _instances(
             counts.read += 1
             counts.drop(problem.reason, source, number)
             continue
-        yield from _checked(Instance(tuple(messages), source, number, origin_of(row)), variables, counts)
+        found = _checked(Instance(tuple(messages), source, number, origin_of(row)), variables, counts)
+        if group is not None:
+            found = (grouped(instance, group_of(row, group), counts) for instance in found)
+        yield from found
+
+
+def grouped(instance: Instance, group: str, counts: RowCounts) -> Instance:
+    """The instance with the key of its group; counted where it has none."""
+    if not group:
+        counts.truncate(UNGROUPED, instance.source, instance.row)
+        return instance
+    return replace(instance, provenance=replace(instance.provenance, group_key=group))
+
+
+def _group_in_set(instance: Instance, column: str) -> str:
+    value = instance.source if column == "source" else getattr(instance.provenance, column)
+    return group_key(value) if value else ""
 
 
 def _checked(instance: Instance, variables: Mapping[str, str], counts: RowCounts) -> Iterator[Instance]:
@@ -340,62 +368,6 @@ def _check_counts(counts: RowCounts, max_dropped: float, max_length: int | None)
         what = f"no row is left of {counts.read:,}"
         advice.append("Mend the rows.")
     raise UserError("\n".join([f"{what}:", *reasons]), hint=" ".join(advice))
-
-
-def split_held_out(data: PreparedData, held_out: float | int, seed: int = 0) -> tuple[PreparedData, PreparedData]:
-    """Part into training and held-out rows, by a hash of ``seed`` and each row's prompt.
-
-    Rows with the same prompt (all before the first answer) stay on one side. ``held_out`` is a share (a float
-    below 1) or a number of rows; at least one row, and at least as many as asked where prompts repeat.
-    The order of rows is kept, and the order of the files does not change the choice.
-
-    Raises:
-        UserError: that would leave no row to train on.
-    """
-    if held_out <= 0:
-        return data, PreparedData([], [], data.counts, data.format)
-    chosen = chosen_by_prompt(data.instances, held_out, seed)
-    rest = [i for i in range(len(data.instances)) if i not in chosen]
-    return _part(data, rest), _part(data, sorted(chosen))
-
-
-def chosen_by_prompt(instances: Sequence[Instance], part: float | int, seed: int = 0) -> set[int]:
-    """Which instances (indices) are set apart; see :func:`split_held_out`.
-
-    Raises:
-        UserError: that would leave none on one side.
-    """
-    groups: dict[bytes, list[int]] = {}
-    for index, instance in enumerate(instances):
-        groups.setdefault(_prompt_key(instance, seed), []).append(index)
-    total = len(instances)
-    target = part if isinstance(part, int) else max(1, round(part * total))
-    chosen: set[int] = set()
-    for key in sorted(groups):
-        if len(chosen) >= target:
-            break
-        if len(chosen) + len(groups[key]) < total:
-            chosen.update(groups[key])
-    if len(chosen) < min(target, 1) or target >= total:
-        raise UserError(
-            f"{part} held-out rows cannot be taken of {total} rows with {len(groups)} different prompts",
-            hint="Lower held_out, or give a file of its own for evaluation.",
-        )
-    return chosen
-
-
-def _prompt_key(instance: Instance, seed: int) -> bytes:
-    contents: list[str] = []
-    for message in instance.messages:
-        if message.role == "assistant" and contents:
-            break
-        contents.append(f"{message.role}\0{message.content.strip()}")
-    return hashlib.sha256(f"{seed}\0{chr(1).join(contents)}".encode()).digest()
-
-
-def _part(data: PreparedData, indices: Iterable[int]) -> PreparedData:
-    chosen = list(indices)
-    return PreparedData([data.rows[i] for i in chosen], [data.instances[i] for i in chosen], data.counts, data.format)
 
 
 def _chunks(items: Sequence[Instance], size: int) -> Iterator[Sequence[Instance]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from jinja2.exceptions import SecurityError
@@ -21,15 +21,13 @@ from graftlm.data.counted_jinja import BadValue, OverBudget, compile_pattern, fi
 from graftlm.data.formats import Row, RowProblem, check
 from graftlm.data.instances import Instance, Message, Provenance
 from graftlm.data.p3 import family_of
+from graftlm.data.prepare import RowCounts, grouped
+from graftlm.data.prompt_sides import SEPARATOR, Sides, keys_of, sides
 from graftlm.data.readers import read_rows
-from graftlm.data.task_fields import expand_row
+from graftlm.data.task_fields import expand_row, group_of
 from graftlm.errors import UserError, unknown_name
 
-if TYPE_CHECKING:
-    from graftlm.data.prepare import RowCounts
-
 PREFIX = "promptsource:"
-SEPARATOR = "|||"
 Classes = Sequence[str] | Mapping[str, int]
 _PROTECTED = "\ue0f0\ue0f1\ue0f0"  # stands for a separator that is part of a row's own text
 _BAD_VALUES = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
@@ -63,6 +61,15 @@ class PromptTemplate:
     def key(self) -> str:
         """The name that a reference gives: ``glue/sst2/review``."""
         return f"{self.task}/{self.name}"
+
+    def sides(self) -> Sides:
+        """The columns that its input shows, and those that its target shows.
+
+        Raises:
+            UserError: the template is not valid.
+        """
+        compile_template(self)
+        return sides(self.jinja, self.answer_choices)
 
     def fields(self) -> frozenset[str]:
         """The columns that it may use.
@@ -137,11 +144,19 @@ def compile_template(template: PromptTemplate) -> tuple[jinja2.Template, jinja2.
 
 
 def to_instance(
-    template: PromptTemplate, row: Row, *, source: str = "", number: int = 0, licence: str = "", seed: int = 0
+    template: PromptTemplate,
+    row: Row,
+    *,
+    source: str = "",
+    number: int = 0,
+    licence: str = "",
+    seed: int = 0,
+    alone: bool = True,
 ) -> Instance:
     """The row as the template writes it: a user message, and the target as the answer.
 
-    ``choice`` in a template draws by ``seed``, the template's name and the row, whatever its ``number``.
+    ``choice`` in a template draws by ``seed``, the template's name and the row, whatever its ``number``. ``alone``: the
+    answer is comparable with those of this template only, not with those of others of its data set.
 
     Raises:
         RowProblem: the template skips the row, lacks a column, writes an empty part or takes too many steps.
@@ -167,7 +182,9 @@ def to_instance(
     prompt, answer = (part.replace(_PROTECTED, SEPARATOR) for part in parts)
     messages = check([Message("user", prompt), Message("assistant", answer)])
     language = template.languages[0] if len(template.languages) == 1 else ""
-    return Instance(messages, source, number, Provenance(template.family, template.key, language, licence))
+    key, said = (template.key, answer) if alone else (template.task, "")
+    keys = keys_of(key, template.sides(), row, said)
+    return Instance(messages, source, number, Provenance(template.family, template.key, language, licence, "", *keys))
 
 
 def find_templates(reference: str) -> list[PromptTemplate]:
@@ -222,7 +239,8 @@ def promptsource_formatter(
         template = chosen[0]
         if len(chosen) > 1:
             template = random.Random(f"{seed}\0{template.task}\0{values!r}").choice(chosen)
-        return to_instance(template, values, source=source, number=number, licence=licence, seed=seed)
+        alone = len(chosen) == 1
+        return to_instance(template, values, source=source, number=number, licence=licence, seed=seed, alone=alone)
 
     return formatter
 
@@ -233,10 +251,12 @@ def format_with(
     counts: RowCounts,
     source: str = "",
     split: str | None = None,
+    group: str | None = None,
 ) -> Iterator[Instance]:
     """The instances of rows, one by each formatter; what is dropped is in ``counts`` by reason.
 
-    With ``split``, rows whose column of that name says otherwise are dropped.
+    With ``split``, rows whose column of that name says otherwise are dropped. ``group``: the column whose equal values
+    belong together.
     """
     for number, whole in rows:
         counts.rows += 1
@@ -253,7 +273,7 @@ def format_with(
                     counts.drop(problem.reason, source, number)
                 else:
                     counts.kept += 1
-                    yield instance
+                    yield instance if group is None else grouped(instance, group_of(row, group), counts)
 
 
 def _as_datasets(row: Row) -> Row:

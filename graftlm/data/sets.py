@@ -25,6 +25,7 @@ ROWS_PER_SHARD = 100_000
 GROUP = 2_000  # rows in memory at once
 EXAMPLES = 5  # places kept for each reason
 NAMED = 5  # files that an error names
+COUNTED = ("split", "task", "template", "language", "licence")
 _origin = attrgetter(*ORIGINS)
 
 
@@ -201,7 +202,7 @@ def read_set(folder: str | Path, split: str | None = None) -> Iterator[Instance]
     """
     for row in read_set_rows(folder, split):
         messages = tuple(Message(m["role"], m["content"], m["train"]) for m in row["messages"])
-        provenance = Provenance(**{name: row[name] for name in ORIGINS})
+        provenance = Provenance(**{name: row.get(name, "") for name in ORIGINS})  # older sets have no keys
         yield Instance(messages, row["source"], row["row"], provenance)
 
 
@@ -263,9 +264,23 @@ def describe_card(card: SetCard) -> str:
             lines.append(f"| {_cell(reason)} | {number:,} | {_cell(places)} |")
     else:
         lines.append("Nothing.")
+    if kept := kept_but(card):
+        lines += ["", "## Kept, but look at them", "", *(f"- {_cell(line)}" for line in kept)]
     lines += ["", "## Sources", "", "| file | licence | sha256 |", "|---|---|---|"]
     lines += [f"| {_cell(s.path)} | {_cell(s.licence) or '(not stated)'} | {s.sha256} |" for s in card.sources]
     return "\n".join(lines) + "\n"
+
+
+def kept_but(card: SetCard) -> list[str]:
+    """What the notes say of rows that are in a set and may be wrong, a line each."""
+    lines: list[str] = []
+    if found := card.notes.get("contradictions"):
+        tasks = ", ".join(f"{name or 'no task'} {number:,}" for name, number in found["tasks"].items())
+        places = "; ".join(found["examples"])
+        lines.append(f"{found['rows']:,} with the same input and another answer ({tasks}): {places}")
+    for name, faults in card.notes.get("kept, but", {}).items():
+        lines += [f"{number:,} of {name}: {reason}" for reason, number in faults.items()]
+    return lines
 
 
 def _cell(text: str) -> str:
@@ -280,7 +295,7 @@ def _write_shards(
 
     schema = _schema()
     shards: list[Shard] = []
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("split", *ORIGINS)}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     first = next(instances, None)
     for number in count():
         if first is None:

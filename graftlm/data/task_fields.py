@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from graftlm.data.formats import RowProblem
+from graftlm.data.keys import digest, group_key, values_key
 from graftlm.data.task_template import LETTERS, TaskTemplate, as_word, pattern
 from graftlm.errors import UserError, nearest
 
@@ -23,7 +23,8 @@ class Fields:
     """A row as a template sees it.
 
     ``values``: texts and lists of texts by field; ``options`` in the order of the data, ``right`` is the index of the
-    right one. ``identity`` is of all that is in it; ``keys`` are of what is asked, and of what is asked when inverted.
+    right one. ``identity`` is of all that is in it; ``keys`` are of what is asked, and of what is asked when inverted;
+    ``input`` is the first of them, or nothing where the input shows nothing of the row.
     """
 
     values: Mapping[str, Any]
@@ -32,6 +33,7 @@ class Fields:
     right: int
     identity: bytes
     keys: tuple[bytes, ...]
+    input: bytes = b""
 
 
 def expand_row(row: Row) -> list[Row]:
@@ -223,11 +225,12 @@ class FieldReader:
                 )
         self.asked = tuple(self._asked(part) for part in (template, template.inverted) if part is not None)
         self._strange: set[str] = set()
-        self.with_keys = True  # only those who draw demonstrations look at the keys of Fields
+        self.kinds = len(self.asked)  # how many of them Fields gets keys of: only demonstrations need all
 
     def _asked(self, part: Any) -> tuple[str, ...]:
-        """The fields that the input shows, without the label and the number of the right alternative."""
-        names = frozenset[str]().union(*(pattern(source).names for source in part.input.values()))
+        """The fields that descriptions and input show, without the label and the number of the right alternative."""
+        sources = [*part.input.values(), *(text for texts in part.descriptions.values() for text in texts)]
+        names = frozenset[str]().union(*(pattern(source).names for source in sources))
         answer = self.template.options.answer if self.template.options else None
         return tuple(sorted(n for n in names if n in self.template.columns and n not in ("label", answer)))
 
@@ -241,10 +244,11 @@ class FieldReader:
         label = self._label(values["label"]) if self.template.labels is not None else None
         options, marks = self._alternatives(row)
         right = self._right(row, values, options, marks)
-        identity = _digest([*(f"{k}={v}" for k, v in sorted(values.items())), *options])
-        asked = enumerate(self.asked if self.with_keys else ())
-        keys = (_key(place, [values[name] for name in names], options) for place, names in asked)
-        return Fields(values, label, options, right, identity, tuple(key for key in keys if key))
+        identity = digest([*(f"{k}={v}" for k, v in sorted(values.items())), *options])
+        keys = tuple(
+            values_key(place, [values[name] for name in self.asked[place]], options) for place in range(self.kinds)
+        )
+        return Fields(values, label, options, right, identity, tuple(filter(None, keys)), keys[0] if keys else b"")
 
     def keys(self, row: Row) -> list[bytes]:
         """What a row asks, as in :class:`Fields`, whether or not its label or answer is of use."""
@@ -254,7 +258,7 @@ class FieldReader:
                 values, options = [self._field(row, name) for name in names], self._alternatives(row)[0]
             except RowProblem:
                 continue
-            keys += [key for key in (_key(place, values, options),) if key]
+            keys += [key for key in (values_key(place, values, options),) if key]
         return keys
 
     def _field(self, row: Row, field: str) -> str | list[str]:
@@ -326,23 +330,57 @@ def is_training(row: Row) -> bool:
     return split is None or str(split).strip().lower() in TRAINING
 
 
-def join_rows(rows: Iterable[tuple[int, Row]], other: Iterable[tuple[int, Row]], on: str) -> Iterator[tuple[int, Row]]:
-    """Rows with the row of another file that has the same value in the column ``on``, as the object ``joined``."""
-    by_value = {as_word(row.get(on)): row for _, row in other}
-    for number, row in rows:
-        yield number, {**row, "joined": by_value.get(as_word(row.get(on)), {})}
+def group_of(row: Row, column: str) -> str:
+    """The key of the group that a row belongs to, by the value of a column; "" where it has none.
+
+    ``column`` as in :func:`choose_columns`: ``a.b``, ``a[b]``.
+    """
+    try:
+        value = _value(row, column)
+    except RowProblem:
+        return ""
+    return "" if value is None or value == "" else group_key(value)
 
 
-def _key(place: int, values: Sequence[Any], options: Sequence[str]) -> bytes:
-    """What equal questions have in common: white space, case and the order of alternatives do not count."""
-    if not values and not options:
-        return b""
-    return _digest([str(place), *map(_plain, values), *sorted(map(_plain, options))])
+def check_group(column: str, present: Sequence[str], source: str) -> None:
+    """Raises UserError where rows have no column to group them by."""
+    if all(part in present for part in _parts(column)):
+        return
+    guess = nearest(column, list(present))
+    raise UserError(
+        f"group: {source} has no column '{column}'; its columns are: {', '.join(present)}",
+        hint=f"Did you mean '{guess}'?" if guess else None,
+    )
 
 
-def _plain(value: Any) -> str:
-    return " ".join(str(value).split()).lower()
+def rows_to_join(rows: Iterable[tuple[int, Row]], on: str, source: str) -> dict[str, Row]:
+    """The rows of another file by their value in the column ``on``; all of them are held in memory.
+
+    Raises:
+        UserError: they have no such column.
+    """
+    return {as_word(row[on]): row for _, row in _with_column(rows, on, source) if on in row}
 
 
-def _digest(parts: Sequence[str]) -> bytes:
-    return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def join_rows(
+    rows: Iterable[tuple[int, Row]], others: Mapping[str, Row], on: str, source: str
+) -> Iterator[tuple[int, Row]]:
+    """Rows with the one of ``others`` that has the same value in the column ``on``, as the object ``joined``.
+
+    Raises:
+        UserError: the rows have no such column.
+    """
+    for number, row in _with_column(rows, on, source):
+        yield number, {**row, "joined": others.get(as_word(row[on]), {}) if on in row else {}}
+
+
+def _with_column(rows: Iterable[tuple[int, Row]], on: str, source: str) -> Iterator[tuple[int, Row]]:
+    """All of the rows, if the first has the column."""
+    for place, (number, row) in enumerate(rows):
+        if not place and on not in row:
+            guess = nearest(on, list(row))
+            raise UserError(
+                f"{source} has no column '{on}' to join on; its columns are: {', '.join(row)}",
+                hint=f"Did you mean '{guess}'?" if guess else None,
+            )
+        yield number, row

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftlm.base.files import write_text
-from graftlm.data.filters import Contamination, answer_of, language_of, near_groups, prompt_of, units
+from graftlm.data.filters import Contamination, language_of, near_groups, units
 from graftlm.data.instances import Instance
 from graftlm.data.mixing import row_key
 from graftlm.data.prepare import RowCounts
 from graftlm.data.preview import Bar, TokenText, histogram, learnt_tokens, sequences, token_texts
 from graftlm.data.rendering import Rendering
-from graftlm.data.sets import SetCard
+from graftlm.data.sets import SetCard, kept_but
+from graftlm.data.texts import answer_of, prompt_of
 from graftlm.errors import UserError
 from graftlm.evaluation import wording
 from graftlm.evaluation.report import page_environment
@@ -150,6 +151,7 @@ def write_set_report(
             ],
             card=card,
             removed=_removed(card),
+            kept_but=[] if card is None else kept_but(card),
             w=wording,
         )
     )

@@ -57,6 +57,12 @@ class SourceKeys(_Keys):
     classes: dict[str, Names] = Field(
         {}, description="For PromptSource: words of a field in the order of its numbers: {label: [negative, positive]}."
     )
+    group: str | None = Field(
+        None,
+        description="Column whose equal values stay on one side of splits: story; of a set, a field such as user.",
+    )
+    join: str | None = Field(None, description="Another file whose columns are added as joined.NAME, for a template.")
+    join_on: str = Field("id", description="The column that both files have, for join.")
     labels: dict[str, str] = Field({}, description="How labels are spelt in the file: {'5': positive}.")
     demonstrations: tuple[Annotated[int, Field(ge=0, le=8)], Annotated[int, Field(ge=0, le=8)]] = Field(
         (0, 0), description="Fewest and most solved examples in a prompt, from training rows only."
@@ -78,6 +84,10 @@ class SourceKeys(_Keys):
         made = ("columns", "classes", "labels", "few_shot_ratio", "all_descriptions", "descriptions", "inverted")
         if self.template is None and (any(getattr(self, key) for key in made) or self.demonstrations[1]):
             raise ValueError(f"template: {', '.join(made)} and demonstrations need one")
+        if self.join is not None and (self.template is None or self.template.startswith(PROMPTSOURCE)):
+            raise ValueError("join: needs a task template, which names the columns that it uses")
+        if self.join is None and self.join_on != "id":
+            raise ValueError("join_on: goes with join")
         if self.sha256 and len(self.sha256) != len(self.path):
             raise ValueError(f"sha256: must have an entry for each path, has {len(self.sha256)} for {len(self.path)}")
         if self.task and self.families:
@@ -108,7 +118,7 @@ class FilterKeys(_Keys):
     shared_answers: dict[str, Names] = Field(
         {}, description="Evaluation sets by name, with their files; remove what has an answer of theirs, in any case."
     )
-    contradictions: bool = Field(False, description="Remove all instances of one prompt whose answers differ.")
+    contradictions: bool = Field(False, description="Remove all instances of one input whose answers differ.")
     balance: Annotated[float, Field(ge=1)] | None = Field(
         None, description="Most instances of a label, as a multiple of the rarest, in sources of at most 20 answers."
     )
@@ -161,7 +171,7 @@ class SetRecipe(_Keys):
     filters: FilterKeys = FilterKeys()
     mixture: MixtureKeys = MixtureKeys()
     splits: Annotated[dict[str, Share], AfterValidator(_splits)] = Field(
-        {}, description="Further splits with their share, such as {test: 0.1}; rows with one prompt stay together."
+        {}, description="Further splits with their share, such as {test: 0.1}; rows with one input stay together."
     )
     rows_per_shard: Annotated[int, Field(ge=1)] = Field(100_000, description="Rows of a Parquet file.")
 
@@ -232,7 +242,7 @@ def _missing_files(value: Mapping[str, Any], folder: Path) -> list[tuple[KeyPath
     """Every path of the recipe that leads nowhere, whatever else is wrong with it."""
     paths: list[tuple[KeyPath, Any]] = []
     for name, source in _mapping(value.get("sources")).items():
-        for key in ("path", "demonstrations_from"):
+        for key in ("path", "demonstrations_from", "join"):
             paths += [(("sources", name, key), path) for path in _listed(_mapping(source).get(key))]
     filters = _mapping(value.get("filters"))
     for key in ("overlap", "shared_answers"):

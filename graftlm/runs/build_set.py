@@ -15,12 +15,14 @@ import pyarrow
 
 import graftlm
 from graftlm.data import filters as rules
+from graftlm.data.contradictions import Answers, Contradictions
 from graftlm.data.filters import Contamination, Filter, SharedAnswers, apply_filters
 from graftlm.data.instances import Instance
-from graftlm.data.mixing import Mixture, Sampler, Spool, prompt_share, row_key
+from graftlm.data.mixing import Mixture, Sampler, Spool, row_key
 from graftlm.data.prepare import RowCounts, read_instances
 from graftlm.data.readers import read_rows
 from graftlm.data.sets import EXAMPLES, RECIPE, SetCard, check_replaceable, is_set, read_set, write_set
+from graftlm.data.splits import share_of
 from graftlm.errors import unknown_name
 from graftlm.recipe.set_recipe import UNSEEN, FilterKeys, MixtureKeys, SetRecipe
 from graftlm.runs.set_sources import files_of, list_sources, read_sources, shown
@@ -50,7 +52,10 @@ def build_set(
     card = SetCard(sources=list_sources(recipe, folder))
     read: dict[str, RowCounts] = {name: RowCounts() for name in sorted(recipe.sources)}
     stream = _with_progress(read_sources(recipe, folder, read), progress)
-    kept = apply_filters(stream, _filters(recipe.filters, folder, card), card, seed=recipe.seed)
+    filters = _filters(recipe.filters, folder, card)
+    kept = apply_filters(stream, filters, card, seed=recipe.seed)
+    remover = next((each for each in filters if isinstance(each, Contradictions)), None)
+    answers = Answers(prompts=False)  # of labelled rows, if nothing compares them already
     unseen = frozenset(recipe.mixture.held_out)
     families: set[str] = set()
 
@@ -60,12 +65,17 @@ def build_set(
     with Sampler(_mixture(recipe.mixture), seed=recipe.seed, size=_size(recipe.mixture)) as sampler, Spool() as others:
         for name, instance in kept:
             families.add(instance.provenance.task)
+            if remover is None:
+                answers.add(instance)
             if instance.provenance.task in unseen:
                 others.add(row_key(instance, recipe.seed), name, instance)
             else:
                 sampler.add(_task(recipe.mixture, name, instance), instance)
         for family in sorted(unseen - families):
             raise unknown_name("task family", family, sorted(families - {""}))
+        found = remover.found if remover is not None else answers.note()
+        if found.get("rows"):
+            card.notes["contradictions" if remover is None else "contradictions removed"] = found
         _account(card, read, sampler, folder)
         taken = _once(sampler.take(), split_of, card) if recipe.mixture.repeat else sampler.take()
         instances = chain(taken, (instance for _, _, instance in others.sorted()))
@@ -118,7 +128,7 @@ def _filters(keys: FilterKeys, folder: Path, card: SetCard) -> list[Filter]:
     if keys.near_duplicates is not None:
         chosen.append(rules.NearDuplicates(keys.near_duplicates))
     if keys.contradictions:
-        chosen.append(rules.Contradictions())
+        chosen.append(Contradictions())
     if keys.balance is not None:
         chosen.append(rules.LabelBalance(keys.balance))
     return chosen
@@ -149,7 +159,7 @@ def _shared_answers(keys: FilterKeys, folder: Path) -> SharedAnswers:
 
 
 def _split(instance: Instance, recipe: SetRecipe) -> str:
-    place = prompt_share(instance, recipe.seed)
+    place = share_of(instance, recipe.seed)
     for name, share in sorted(recipe.splits.items()):
         if place < share:
             return name
@@ -182,6 +192,8 @@ def _account(card: SetCard, read: dict[str, RowCounts], sampler: Sampler, folder
     card.notes["read"] = {name: {"rows": counts.rows, "instances": counts.read} for name, counts in read.items()}
     if unused := {name: counts.unused for name, counts in read.items() if counts.unused}:
         card.notes["no demonstration of"] = unused
+    if faults := {name: counts.truncated for name, counts in read.items() if counts.truncated}:
+        card.notes["kept, but"] = faults
     for counts in read.values():
         for reason, number in counts.dropped.items():
             card.dropped[reason] = card.dropped.get(reason, 0) + number

@@ -21,8 +21,8 @@ from graftlm.data.prepare import (
     check_variables,
     load_instances,
     prepare,
-    split_held_out,
 )
+from graftlm.data.splits import split_held_out
 from graftlm.data.templates import ChatTemplate
 from graftlm.data.trained_on import DataFile, describe_files
 from graftlm.errors import UserError

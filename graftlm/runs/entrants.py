@@ -12,7 +12,7 @@ from graftlm.adapters.files import read_notes
 from graftlm.adapters.model import AdaptedModel
 from graftlm.data.heads import HeadSettings
 from graftlm.data.instances import Instance
-from graftlm.data.prepare import chosen_by_prompt
+from graftlm.data.splits import chosen_to_hold_out
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
 from graftlm.recipe import AdapterRecipe, Recipe, load_recipe
@@ -75,7 +75,7 @@ def tuning_rows(instances: Sequence[Instance]) -> list[int]:
             f"{len(instances)} held-out rows are too few: some choose learning rate and step, others give the score",
             hint="Hold out more in the recipe: held_out: 0.2, or held_out_path.",
         )
-    return sorted(chosen_by_prompt(instances, TUNING_SHARE, TUNING_SEED))
+    return sorted(chosen_to_hold_out(instances, TUNING_SHARE, TUNING_SEED))
 
 
 def for_comparison(run: PreparedRun) -> PreparedRun:

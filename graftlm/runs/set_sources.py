@@ -34,7 +34,8 @@ def list_sources(recipe: SetRecipe, folder: Path) -> list[Source]:
                 )
             listed |= {each.path: each for each in found}
         template = (source.template or "").removeprefix(PROMPTSOURCE).partition("#")[0]
-        others = [file for path in source.demonstrations_from for file in files_of(path, folder, name)]
+        further = [*source.demonstrations_from, *([source.join] if source.join is not None else [])]
+        others = [file for path in further for file in files_of(path, folder, name)]
         if template and (folder / template).is_file():
             others.append(str(folder / template))
         listed |= {each.path: each for each in (describe(file, folder) for file in others)}
@@ -103,7 +104,7 @@ def read_sources(recipe: SetRecipe, folder: Path, read: dict[str, RowCounts]) ->
                 for instance in _read(source, file, folder, recipe.seed, files, read[name]):
                     empty = False
                     origin = _origin(instance.provenance, source)
-                    yield name, instance if origin == instance.provenance else replace(instance, provenance=origin)
+                    yield name, instance if origin is instance.provenance else replace(instance, provenance=origin)
             except UserError as error:
                 raise UserError(f"source '{name}': {error.message}", hint=error.hint) from error
         try:
@@ -141,7 +142,9 @@ def _origin(own: Provenance, source: SourceKeys) -> Provenance:
             task = family
             break
     language, licence = own.language or source.language, own.licence or source.licence
-    return Provenance(task, own.template, language, licence, own.user)
+    if (task, language, licence) == (own.task, own.language, own.licence):
+        return own
+    return replace(own, task=task, language=language, licence=licence)
 
 
 def _read(
@@ -164,6 +167,7 @@ def _read(
         variables=source.variables,
         split=source.split,
         limit=source.max_rows,
+        group=source.group,
     )
     if is_set(Path(file)):
         yield from reading.instances
@@ -175,7 +179,9 @@ def _read(
 
 def _prompted(source: SourceKeys, file: str, folder: Path, seed: int, counts: RowCounts) -> Iterator[Instance]:
     """Labelled rows as templates of PromptSource word them."""
+    from graftlm.data.formatting import SAMPLE
     from graftlm.data.promptsource import format_with, promptsource_formatter
+    from graftlm.data.task_fields import check_group, columns_of, expand_row
 
     name = shown(file, folder)
     path, mark, key = (source.template or "").removeprefix(PROMPTSOURCE).partition("#")
@@ -188,7 +194,10 @@ def _prompted(source: SourceKeys, file: str, folder: Path, seed: int, counts: Ro
         seed=seed,
     )
     rows = islice(read_rows(file), source.max_rows)
-    yield from format_with([write], rows, counts, name, source.split or "train")
+    if source.group is not None:
+        first = [part for _, row in islice(read_rows(file), SAMPLE) for part in expand_row(row)]
+        check_group(source.group, columns_of(first), name)
+    yield from format_with([write], rows, counts, name, source.split or "train", source.group)
 
 
 def _formatted(
@@ -196,15 +205,31 @@ def _formatted(
 ) -> Iterator[Instance]:
     """Labelled rows as the template words them."""
     from graftlm.data.formatting import SAMPLE, FormatSettings, demonstration_pool, format_rows
-    from graftlm.data.task_fields import Columns, choose_columns, columns_of, expand_row, same_columns
+    from graftlm.data.task_fields import (
+        Columns,
+        check_group,
+        choose_columns,
+        columns_of,
+        expand_row,
+        join_rows,
+        rows_to_join,
+        same_columns,
+    )
     from graftlm.data.task_template import load_task_template
 
     assert source.template is not None
     own = folder / source.template
     template = load_task_template(own if own.is_file() else source.template)
 
+    added = source.join is not None and rows_to_join(
+        (row for path in files_of(source.join, folder, source.join) for row in read_rows(path)),
+        source.join_on,
+        source.join,
+    )
+
     def rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        return islice(read_rows(path), source.max_rows)
+        found = islice(read_rows(path), source.max_rows)
+        return join_rows(found, added, source.join_on, shown(path, folder)) if added is not False else found
 
     def first_rows(path: str) -> list[dict[str, Any]]:
         return [part for _, row in islice(rows(path), SAMPLE) for part in expand_row(row)]
@@ -225,7 +250,10 @@ def _formatted(
         split=source.split or ("train" if any("split" in part for part in sample) else None),
         licence=source.licence,
         source=shown(file, folder),
+        group=source.group or "",
     )
+    if source.group is not None:
+        check_group(source.group, columns_of(sample), shown(file, folder))
     pool = None
     if source.demonstrations[1]:
         training = [f for path in source.demonstrations_from for f in files_of(path, folder, path)] or files

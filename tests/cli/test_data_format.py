@@ -231,3 +231,54 @@ def test_unreadable_templates_and_recipes(cli: Cli, tmp_path: Path):
     assert (
         "none.yaml cannot be read: No such file or directory\n" in cli("data", "build", "none.yaml", "--out", "s").err
     )
+
+
+def test_rows_that_disagree_are_told_dropped_or_refused(cli: Cli, tmp_path: Path):
+    rows = [*MOODS, {"text": "Text  3", "label": "pos"}, {"text": "text 4", "label": "pos"}]
+    save(tmp_path / "train.jsonl", rows)
+    arguments = ("data", "format", "train.jsonl", "--template", "sentiment", "--out", "out.jsonl")
+    ended = cli(*arguments)
+    assert ended.code == 0
+    assert "out.jsonl: 14 instances of 14 rows\n" in ended.out
+    assert "kept       2 with the same input and another label:\n" in ended.out
+    assert "  train.jsonl:4 'negative' and train.jsonl:13 'positive'\n" in ended.out
+    ended = cli(*arguments, "--contradictions", "drop")
+    assert "out.jsonl: 12 instances of 14 rows\n" in ended.out
+    assert "dropped    2: same input, other label (train.jsonl:4, train.jsonl:13)\n" in ended.out
+    assert [row["row"] for row in lines(tmp_path / "out.jsonl")] == [1, 2, 3, *range(5, 13), 14]
+    ended = cli(*arguments, "--all-descriptions")
+    assert ended.out.count("train.jsonl:4 'negative' and train.jsonl:13 'positive'") == 1
+    (tmp_path / "out.jsonl").unlink()
+    ended = cli(*arguments, "--contradictions", "refuse")
+    assert ended.code == 2
+    assert "2 rows have the same input and another label, and nothing is written" in ended.err
+    assert not (tmp_path / "out.jsonl").exists()
+    assert "expected keep, drop, refuse" in cli(*arguments, "--contradictions", "skip").err
+    assert cli(*arguments[:-1], "set").code == 0
+    assert (
+        "2 with the same input and another answer (sentiment 2): train.jsonl:4"
+        in (tmp_path / "set" / "card.md").read_text()
+    )
+
+
+def test_groups_are_written_beside(cli: Cli, tmp_path: Path):
+    save(tmp_path / "rows.jsonl", [{**row, "story": i // 4} for i, row in enumerate(MOODS)] + [MOODS[0]])
+    arguments = ("data", "format", "rows.jsonl", "--template", "sentiment", "--out", "out.jsonl", "--group")
+    ended = cli(*arguments, "story")
+    assert "kept, but  1: no value in the column of groups (rows.jsonl:13)\n" in ended.out
+    groups = [row.get("group_key", "") for row in lines(tmp_path / "out.jsonl")]
+    assert len(set(groups[:12])) == 3
+    assert (groups[0] == groups[3] != groups[4], groups[12]) == (True, "")
+    ended = cli(*arguments, "stories")
+    assert ended.code == 2
+    assert "no column 'stories'; its columns are: text, label, story" in ended.err
+
+
+def test_columns_to_join_on_are_checked(cli: Cli, tmp_path: Path):
+    save(tmp_path / "qa.jsonl", [{"story": "s", "parts": [1], "question": "Who?", "answers": ["Ann"]}])
+    save(tmp_path / "stories.jsonl", [{"tale": "s", "texts": ["It rained."]}])
+    arguments = ("data", "format", "qa.jsonl", "--template", "reading-comprehension", "--out", "out.jsonl", "--join")
+    ended = cli(*arguments, "stories.jsonl", "--join-on", "story")
+    assert "stories.jsonl has no column 'story' to join on; its columns are: tale, texts" in ended.err
+    ended = cli(*arguments, "stories.jsonl", "--join-on", "tale")
+    assert "qa.jsonl has no column 'tale' to join on" in ended.err

@@ -42,6 +42,20 @@ def test_a_page_of_a_set(cli: Cli, tmp_path: Path):
     assert not any("Which" in text for text in learnt)
 
 
+def test_a_page_names_rows_that_disagree(cli: Cli, tmp_path: Path):
+    rows = [{"text": f"film {n % 5}", "label": ("pos", "neg")[n == 5]} for n in range(6)]
+    write_rows(tmp_path / "moods.jsonl", rows)
+    (tmp_path / "recipe.yaml").write_text("sources: {moods: {path: moods.jsonl, template: sentiment}}\n")
+    ended = cli("data", "build", "recipe.yaml", "--out", "set")
+    told = (
+        "2 with the same input and another answer (sentiment 2): moods.jsonl:1 'positive' and moods.jsonl:6 'negative'"
+    )
+    assert f"kept {told}\n" in ended.out
+    assert cli("data", "inspect", "set").code == 0
+    page = (tmp_path / "set.html").read_text(encoding="utf-8")
+    assert told.replace("'", "&#39;") in page
+
+
 def test_a_page_of_a_file(cli: Cli, tmp_path: Path):
     write_rows(tmp_path / "animals.jsonl", animal_rows(5))
     ended = cli("data", "inspect", "animals.jsonl", "--out", "page.html", "--rows", "2")

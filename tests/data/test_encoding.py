@@ -11,9 +11,10 @@ from dataclasses import replace
 import pytest
 
 from graftlm.base.loading import load_tokenizer
+from graftlm.data.contradictions import Contradictions
 from graftlm.data.encoding import encode_labelled
 from graftlm.data.filters import _UNIT as UNIT
-from graftlm.data.filters import Contradictions, Duplicates, EmptyAnswer, Filter, Length, NearDuplicates, units
+from graftlm.data.filters import Duplicates, EmptyAnswer, Filter, Length, NearDuplicates, units
 from graftlm.data.formatting import FormatSettings, format_rows
 from graftlm.data.parallel import in_chunks
 from graftlm.data.pieces import tokenize

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from graftlm.data.contradictions import Contradictions
 from graftlm.data.filters import (
     Contamination,
-    Contradictions,
     CopiedAnswer,
     Duplicates,
     EmptyAnswer,

@@ -45,7 +45,7 @@ def test_a_row_by_hand() -> None:
     (instance,) = format_rows(
         numbered({"sentence": " so nice ", "label": 1}),
         moods(descriptions={"en": ["How is it?"]}),
-        FormatSettings(source="a.csv", licence="CC0"),
+        FormatSettings(source="a.csv", licence="CC0", keys=False),
         0,
     )
     assert instance == Instance(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graftlm.data.instances import Instance, Message
-from graftlm.data.mixing import Mixture, Sampler, allot, largest_total, prompt_share, tempered
+from graftlm.data.mixing import Mixture, Sampler, allot, largest_total, tempered
+from graftlm.data.splits import share_of
 from graftlm.errors import UserError
 
 COUNTS = {"big": 90_000, "middle": 6_000, "small": 4_000}
@@ -141,6 +142,6 @@ def test_nothing_taken_is_told():
 
 def test_equal_prompts_fall_on_one_side():
     other = Instance((Message("user", "what is it 1 "), Message("assistant", "no")), "x.csv", 7)
-    assert prompt_share(other, 1) == prompt_share(instance("a", 1), 1) != prompt_share(instance("a", 1), 2)
-    inside = sum(prompt_share(instance("a", n), 0) < 0.2 for n in range(5000))
+    assert share_of(other, 1) == share_of(instance("a", 1), 1) != share_of(instance("a", 1), 2)
+    inside = sum(share_of(instance("a", n), 0) < 0.2 for n in range(5000))
     assert 900 < inside < 1100

@@ -10,12 +10,14 @@ import pytest
 
 from graftlm.base.loading import load_tokenizer
 from graftlm.cli.data_format import as_row
-from graftlm.data.filters import Duplicates, answer_of, prompt_of
+from graftlm.data.filters import Duplicates
 from graftlm.data.instances import Instance, Message
-from graftlm.data.mixing import prompt_share, row_key
+from graftlm.data.mixing import row_key
 from graftlm.data.prepare import RowCounts, load_instances, prepare, read_instances
 from graftlm.data.sets import SetCard, read_set, write_set
+from graftlm.data.splits import share_of
 from graftlm.data.templates import resolve_chat_template
+from graftlm.data.texts import answer_of, prompt_of
 from graftlm.errors import UserError
 
 ASKED = Message("user", "Where is the cat?")
@@ -116,7 +118,7 @@ def test_pairs_that_differ_in_the_rejected_answer_are_two() -> None:
     one = Instance(EXPECTED, "f", 1)
     other = Instance((*EXPECTED[:-1], Message("rejected", "Go away.")), "f", 1)
     assert row_key(one, 0) != row_key(other, 0)
-    assert prompt_share(one, 0) == prompt_share(other, 0)
+    assert share_of(one, 0) == share_of(other, 0)
     same = Duplicates()
     assert [same.judge("", each) for each in (one, other, one)] == [None, None, "exact duplicate"]
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from graftlm.data.instances import Instance, Message
-from graftlm.data.prepare import load_instances, prepare, split_held_out
+from graftlm.data.prepare import load_instances, prepare
+from graftlm.data.splits import split_held_out
 from graftlm.data.templates import resolve_chat_template
 from graftlm.errors import UserError
 

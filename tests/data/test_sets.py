@@ -145,6 +145,15 @@ def test_a_set_is_read_as_data(tmp_path):
     assert json.loads((place / "card.json").read_text())["rows"] == 6
 
 
+def test_sets_of_earlier_versions_have_no_keys(tmp_path):
+    import pyarrow.parquet as pq
+
+    write_set(tmp_path / "set", instances(3), SetCard())
+    path = tmp_path / "set" / "shard-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["input_key", "answer_key", "group_key"]), path)
+    assert list(read_set(tmp_path / "set")) == list(instances(3))
+
+
 def test_plain_texts(tmp_path):
     texts = [Instance((Message("text", "once upon a time"),), "a.txt", 1)]
     write_set(tmp_path / "set", texts, SetCard())

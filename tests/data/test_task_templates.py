@@ -12,7 +12,7 @@ import pytest
 from graftlm.data.formatting import FormatSettings, demonstration_pool, format_rows
 from graftlm.data.prepare import RowCounts
 from graftlm.data.readers import read_rows
-from graftlm.data.task_fields import choose_columns, columns_of, expand_row, join_rows
+from graftlm.data.task_fields import choose_columns, columns_of, expand_row, join_rows, rows_to_join
 from graftlm.data.task_template import load_task_template, parse_task_template, shipped
 from graftlm.errors import UserError
 
@@ -137,7 +137,12 @@ def test_questions_of_an_article() -> None:
 
 
 def test_joined_rows() -> None:
-    rows = join_rows([(1, {"id": 1, "parts": [0, 2]})], [(1, {"id": "1", "texts": ["a", "b", "c"]})], "id")
+    rows = join_rows(
+        [(1, {"id": 1, "parts": [0, 2]})],
+        rows_to_join([(1, {"id": "1", "texts": ["a", "b", "c"]})], "id", "b"),
+        "id",
+        "a",
+    )
     template = load_task_template("simplification")
     ((_, row),) = list(rows)
     columns = choose_columns(columns_of([row]), template, {"hard": "joined.texts[parts]", "easy": "id"})
@@ -173,7 +178,7 @@ def test_real_files(
     def rows() -> Any:
         found = read_rows(path)
         stories = real_data / "pretraining" / "fairytaleqa_stories.jsonl.gz"
-        return join_rows(found, read_rows(stories), "story") if given else found
+        return join_rows(found, rows_to_join(read_rows(stories), "story", "b"), "story", "a") if given else found
 
     sample = [part for _, row in islice(rows(), 20) for part in expand_row(row)]
     columns = choose_columns(columns_of(sample), template, given)

@@ -8,7 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from graftlm.data.instances import Instance
 from graftlm.data.sets import read_card, read_set
 from graftlm.errors import UserError
 from graftlm.recipe.set_recipe import parse_set_recipe
@@ -236,3 +239,125 @@ def test_rows_that_are_no_demonstrations_are_in_the_card(folder, tmp_path):
     write(folder / "more.jsonl", [{"review": "t", "label": "pos"}])
     with pytest.raises(UserError, match="different columns for 'sentiment': text ← text and review"):
         build(text % "demonstrations_from: [train.jsonl, more.jsonl]", folder, tmp_path / "other")
+
+
+def sides_of(place: Path) -> list[tuple[str, Instance]]:
+    return [(split, one) for split in read_card(place).splits for one in read_set(place, split)]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 9), st.sampled_from("abcdef"), st.booleans()), min_size=4, max_size=60),
+    seed=st.integers(0, 5),
+    template=st.sampled_from(["template: sentiment", "prompt: '{text}', answer: '{label}'"]),
+)
+def test_a_group_is_never_on_two_sides(folder, tmp_path, rows, seed, template):
+    write(
+        folder / "grouped.jsonl",
+        [{"text": f"text {t}", "label": ("pos", "neg")[good], "film": f"Film {g}"} for g, t, good in rows],
+    )
+    text = f"seed: {seed}\nsources: {{films: {{path: grouped.jsonl, group: film, {template}}}}}\n"
+    build(text + "filters: {duplicates: false}\nsplits: {test: 0.3, dev: 0.2}\n", folder, tmp_path / "set")
+    found = sides_of(tmp_path / "set")
+    assert len(found) == len(rows)
+    where: dict[int, set[str]] = {}
+    for split, one in found:
+        where.setdefault(rows[one.row - 1][0], set()).add(split)
+    assert all(len(splits) == 1 for splits in where.values())
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=4, max_size=60),
+    more=st.sampled_from(["", ", all_descriptions: true", ", language: zh", ", inverted: true"]),
+)
+def test_a_text_is_never_on_two_sides(folder, tmp_path, rows, more):
+    """Whatever description was drawn for it, and whichever source it is in."""
+    listed = [{"text": ("text {}", "TEXT  {}")[good].format(n), "label": ("pos", "neg")[good]} for n, good in rows]
+    write(folder / "one.jsonl", listed)
+    write(folder / "two.jsonl", [{"sentence": row["text"], "topic": "sports"} for row in listed])
+    text = f"sources:\n  one: {{path: one.jsonl, template: sentiment{more}}}\n"
+    text += "  two: {path: two.jsonl, template: topic}\nsplits: {test: 0.4}\nfilters: {duplicates: false}\n"
+    build(text, folder, tmp_path / "set")
+    where: dict[int, set[str]] = {}
+    for split, one in sides_of(tmp_path / "set"):
+        where.setdefault(rows[one.row - 1][0], set()).add(split)
+    assert all(len(splits) == 1 for splits in where.values())
+
+
+def test_groups_of_sets_chats_and_missing_values(folder, tmp_path):
+    chats = [
+        {"prompt": f"q {n}", "completion": "a", "film": n % 7 or None, "template": "t/1", "user": f"u{n % 5}"}
+        for n in range(70)
+    ]
+    write(folder / "chats.jsonl", chats)
+    text = "sources: {chats: {path: chats.jsonl, group: film}}\nsplits: {test: 0.4}\n"
+    card = build(text, folder, folder / "first")
+    assert card.notes["kept, but"] == {"chats": {"no value in the column of groups": 10}}
+    assert "10 of chats: no value in the column of groups" in (folder / "first" / "card.md").read_text()
+    again = "sources: {first: {path: first, group: user}}\nsplits: {test: 0.4}\n"
+    build(again, folder, tmp_path / "second")
+    where = {}
+    for split, one in sides_of(tmp_path / "second"):
+        where.setdefault(one.provenance.user, set()).add(split)
+    assert where.keys() <= {f"u{n}" for n in range(5)}
+    assert all(len(splits) == 1 for splits in where.values())
+    for wrong, message in [
+        (
+            "sources: {chats: {path: chats.jsonl, group: flim}}",
+            "source 'chats': group: .* has no column 'flim'; its columns are: prompt",
+        ),
+        (
+            "sources: {first: {path: first, group: film}}",
+            "has no column 'film'; its columns are: source, task, template",
+        ),
+        (
+            "sources: {films: {path: reviews.jsonl, template: sentiment, group: film}}",
+            "has no column 'film'; its columns are: text, label",
+        ),
+    ]:
+        with pytest.raises(UserError, match=message):
+            build(wrong, folder, tmp_path / "third")
+
+
+def test_joined_files_of_a_source(folder, tmp_path):
+    write(folder / "qa.jsonl", [{"story": n % 3, "question": f"Who {n}?", "answer": "Ann"} for n in range(30)])
+    write(folder / "tales.jsonl", [{"story": n, "text": f"Ann came {n} times."} for n in range(3)])
+    text = """\
+sources:
+  tales:
+    {path: qa.jsonl, template: reading-comprehension, join: tales.jsonl, join_on: story, group: story,
+     columns: {context: joined.text}}
+splits: {test: 0.5}
+"""
+    card = build(text, folder, tmp_path / "set")
+    assert card.rows == 30
+    assert [source.path for source in card.sources] == ["qa.jsonl", "tales.jsonl"]
+    assert all(f"Ann came {(one.row - 1) % 3} times." in one.messages[0].content for one in read_set(tmp_path / "set"))
+    with pytest.raises(UserError, match=r"tales\.jsonl has no column 'tale' to join on; its columns are: story, text"):
+        build(text.replace("join_on: story", "join_on: tale"), folder, tmp_path / "set")
+    with pytest.raises(UserError, match="join: needs a task template"):
+        build("sources: {sums: {path: sums.jsonl, join: tales.jsonl}}", folder, tmp_path / "set")
+    with pytest.raises(UserError, match=r"sources\.tales\.join: .*no such file|none\.jsonl"):
+        build(text.replace("join: tales.jsonl", "join: none.jsonl"), folder, tmp_path / "set")
+
+
+def test_rows_that_disagree_are_told_or_removed(folder, tmp_path):
+    rows = [{"text": f"film {n}", "label": ("pos", "neg")[n % 2]} for n in range(40)]
+    write(folder / "moods.jsonl", [*rows, {"text": "FILM 7", "label": "pos"}])
+    text = "sources: {moods: {path: moods.jsonl, template: sentiment, demonstrations: [0, 2]}}\n"
+    card = build(text, folder, tmp_path / "set")
+    assert card.rows == 41
+    assert card.notes["contradictions"] == {
+        "rows": 2,
+        "tasks": {"sentiment": 2},
+        "examples": ["moods.jsonl:8 'negative' and moods.jsonl:41 'positive'"],
+    }
+    card = build(text + "filters: {contradictions: true}\n", folder, tmp_path / "set")
+    assert (card.rows, card.dropped) == (39, {"same input, other answer": 2})
+    assert card.examples["same input, other answer"] in (
+        ["moods.jsonl:8", "moods.jsonl:41"],
+        ["moods.jsonl:41", "moods.jsonl:8"],
+    )
+    assert "contradictions" not in card.notes
+    assert card.notes["contradictions removed"]["rows"] == 2
