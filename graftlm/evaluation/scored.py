@@ -99,11 +99,13 @@ class Scored:
     def _left_out(self, before: str, after: str) -> Floats:
         """The difference without each row."""
         old, new = (self._value(self.sums[name].sum(axis=0) - self.sums[name]) for name in (before, after))
-        return new - old
+        with np.errstate(invalid="ignore"):  # perplexities without bound
+            return new - old
 
     def _differences(self, before: str, after: str) -> Floats:
         old, new = self.draws[before], self.draws[after]
-        return np.abs(new) - np.abs(old) if self.measure.folded else new - old
+        with np.errstate(invalid="ignore"):
+            return np.abs(new) - np.abs(old) if self.measure.folded else new - old
 
 
 def score_measures(
@@ -111,28 +113,28 @@ def score_measures(
 ) -> list[Scored]:
     """Each measure of all models, from what each row adds, name → (rows, features).
 
-    A row that is NaN for one model is left out for all. All measures are of the same draws of rows: to draw takes
+    A row that is NaN for one model is left out for all. Measures of the same rows share their draws: to draw takes
     longer than what is made of it.
     """
     present = [_present(each) for each in sums]
-    clean = [
-        {name: np.where(rows[:, None], one, 0) for name, one in each.items()}
-        for each, rows in zip(sums, present, strict=True)
-    ]
+    kept = [{name: one[rows] for name, one in each.items()} for each, rows in zip(sums, present, strict=True)]
     drawn: list[dict[str, list[Floats]]] = [{name: [] for name in each} for each in sums]
-    count = max((len(rows) for rows in present), default=0)
-    for counts in statistics.draw_counts(count, resamples, seed):
-        for measure, each, into in zip(measures, clean, drawn, strict=True):
-            for name, one in each.items():
-                into[name].append(measure.value(counts @ one))
+    alike: dict[bytes, list[int]] = {}  # measures that have the same rows
+    for at, rows in enumerate(present):
+        alike.setdefault(rows.tobytes(), []).append(at)
+    for places in alike.values():
+        for counts in statistics.draw_counts(int(present[places[0]].sum()), resamples, seed):
+            for at in places:
+                for name, one in kept[at].items():
+                    drawn[at][name].append(measures[at].value(counts @ one))
     return [
         Scored(
             measure,
-            {name: one[rows] for name, one in each.items()},
+            own,
             {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in into.items()},
             int(rows.sum()),
         )
-        for measure, each, into, rows in zip(measures, sums, drawn, present, strict=True)
+        for measure, own, into, rows in zip(measures, kept, drawn, present, strict=True)
     ]
 
 

@@ -49,9 +49,7 @@ def check_scorers(task: EvalTask) -> None:
     names = [scorer.name for scorer in task.keys.all_scorers]
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        raise UserError(
-            f"task {task.name}: the scorer '{twice[0]}' is there twice", hint="Give each a name of its own."
-        )
+        raise UserError(f"the scorer '{twice[0]}' is there twice", hint="Give each a name of its own.")
     for scorer in task.keys.all_scorers:
         if scorer.python is not None:
             _load(scorer.python, task.folder)

@@ -178,7 +178,7 @@ def swap_p(
         value: totals (…, features) → (…).
     """
     totals = [each.sum(axis=0) for each in sums]
-    seen = np.array([float(value(totals[one]) - value(totals[other])) for one, other in pairs])
+    seen = np.array([_minus(value(totals[one]), value(totals[other])) for one, other in pairs])
     least = np.abs(seen) * (1 - 1e-9) - 1e-12  # what is equal but for rounding is equal
     generator = np.random.default_rng(seed)
     beyond, count = np.zeros(len(pairs)), 0
@@ -186,7 +186,8 @@ def swap_p(
         swapped = generator.integers(0, 2, (size, len(sums[0])), np.int8).astype(np.float64)
         for at, (one, other) in enumerate(pairs):
             moved = swapped @ (sums[other] - sums[one])
-            beyond[at] += (np.abs(value(totals[one] + moved) - value(totals[other] - moved)) >= least[at]).sum()
+            gaps = np.abs(_minus(value(totals[one] + moved), value(totals[other] - moved)))
+            beyond[at] += (gaps >= least[at]).sum()
         count += size
     return [
         float((1 + more) / (1 + count)) if math.isfinite(gap) else math.nan
@@ -258,6 +259,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.full(len(given), np.nan)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(given[order] * np.arange(len(order), 0, -1)))
     return [float(p) for p in corrected]
+
+
+def _minus(one: Floats, other: Floats) -> Floats:
+    """NaN, in silence, where both are without bound."""
+    with np.errstate(invalid="ignore"):
+        return one - other
 
 
 def _combine(one: float, other: float, phi: float) -> float:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from graftlm.data.readers import find_sources
 from graftlm.data.task_template import pattern
 from graftlm.errors import UserError
+from graftlm.evaluation.scorers import check_scorers
 from graftlm.evaluation.tasks.task import EvalTask, TaskKeys
 from graftlm.recipe.places import read_yaml
 from graftlm.recipe.problems import KeyPath, Problem, RecipeError, schema_at, show, translate, unknown_key
@@ -56,6 +57,7 @@ def parse_task(
             found += [(at, _words(at, words)) for at, words in translate(error, TaskKeys, value)]
         else:
             found += _bad_patterns(keys)
+            found += _bad_scorers(EvalTask(name, keys, folder)) if rows else []
         found += _missing_files(value, folder) if rows else []
     for at, words in found:
         where = place.at(at)
@@ -80,6 +82,14 @@ def _bad_patterns(keys: TaskKeys) -> list[tuple[KeyPath, str]]:
         except UserError as error:
             found.append(((key,), error.message))
     return found
+
+
+def _bad_scorers(task: EvalTask) -> list[tuple[KeyPath, str]]:
+    try:
+        check_scorers(task)
+    except UserError as error:
+        return [(("scorers",), f"{error.message} ({error.hint})" if error.hint else error.message)]
+    return []
 
 
 def _missing_files(value: Mapping[str, Any], folder: Path) -> list[tuple[KeyPath, str]]:

@@ -147,3 +147,23 @@ def test_holm_is_over_adapters_and_tasks() -> None:
     )
     assert {each.family for task in found for each in task.versus} == {2}
     assert found[0].scores[0] == tasks[0].scores[0]
+
+
+def test_few_rows_without_one_of_them_still_have_an_interval() -> None:
+    items = [choice(row, 0, ("text",)) for row in range(1, 6)]
+    old = [likely(item, -1.0 - row / 10) for row, item in enumerate(items)]
+    new = [failed(items[0]), *(likely(item, -2.0 - row / 7) for row, item in enumerate(items[1:]))]
+    versus = compare_models(task_of("perplexity"), items, {BASE: old, "lora": new}).score("lora").over_base
+    assert versus is not None
+    assert versus.change.known
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_without_bound_are_not_compared() -> None:
+    items = [choice(row, 0, ("text",)) for row in range(1, 6)]
+    models = {name: [likely(item, loss) for item in items] for name, loss in ((BASE, -1e4), ("lora", -2e4))}
+    result = compare_models(task_of("perplexity"), items, models)
+    versus = result.score("lora").over_base
+    assert versus is not None
+    assert math.isnan(versus.p)
+    assert result.score("lora").measures["loss"].value == 2e4

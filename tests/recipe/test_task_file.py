@@ -60,3 +60,18 @@ def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], says: list[
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_task(tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize(
+    ("scorer", "says"),
+    [
+        ("exat", "unknown scorer 'exat'"),
+        ("{name: mine, regex: '('}", "the expression '(' cannot be read"),
+        ("{name: mine, python: 'mine.py:score'}", "there is no file"),
+    ],
+)
+def test_scorers_are_tried_before_anything_is_asked(tmp_path: Path, scorer: str, says: str) -> None:
+    text = f"kind: generate\npath: rows.jsonl\nprompt: x\nanswer: y\nscorers:\n  - {scorer}\n"
+    message = parse(tmp_path, text)
+    assert says in message
+    assert "line 5" in message
