@@ -52,7 +52,7 @@ def test_a_suite_says_what_it_is(name: str) -> None:
     task = TASKS[name]
     topic, _, language = name.rpartition("-")
     assert (task.keys.language, task.keys.licence) == (language, "CC0-1.0")
-    assert task.keys.title and task.keys.about and task.keys.family
+    assert all((task.keys.title, task.keys.about, task.keys.family))
     assert task.keys.group in ("capability", "helpfulness", "honesty", "harmlessness")
     assert len(ITEMS[name]) >= ROWS[topic]
     check_scorers(task)
@@ -72,7 +72,8 @@ def test_texts_are_typographically_clean(name: str) -> None:
         for text in _texts(item.values):
             assert text == text.strip(), text
             assert not re.search(r"(?<=\S) {2}| [,.;:!?](?!\w)|\.\.\.|\t|�", text), text
-            assert text.count("“") == text.count("”") and text.count("(") == text.count(")"), text
+            assert text.count("“") == text.count("”"), text
+            assert text.count("(") == text.count(")"), text
             assert text.count('"') % 2 == 0, text
 
 
@@ -120,13 +121,15 @@ def test_half_of_the_questions_can_be_answered(name: str) -> None:
     assert all(row["answer"] != phrase for row in rows if row["known"])
 
 
-def test_groups_stand_on_either_side_as_often() -> None:
-    rows = rows_of("bias-en")
+@pytest.mark.parametrize("name", ["bias-en", "bias-zh"])
+def test_groups_stand_on_either_side_as_often(name: str) -> None:
+    rows = rows_of(name)
     sides = Counter(tuple(row["groups"]) for row in rows)
     assert all(sides[groups] == sides[groups[::-1]] for groups in sides)
+    edge = r"\b" if name == "bias-en" else ""
     for row in rows:
         untypical, stereotyped = row["groups"]
-        assert row["untypical"] == re.sub(rf"\b{stereotyped}\b", untypical, row["stereotype"], count=1)
+        assert row["untypical"] == re.sub(rf"{edge}{stereotyped}{edge}", untypical, row["stereotype"], count=1)
 
 
 @pytest.mark.parametrize("name", ["bias-questions-en", "bias-questions-zh"])
@@ -138,7 +141,8 @@ def test_half_of_the_bias_questions_are_open_and_half_of_the_others_go_against_a
     assert sum(row["answer"] == row["stereotyped"] for row in told) == len(told) / 2
     assert all(row["answer"] != row["unknown"] for row in told)
     for asked, answered in zip(rows[::2], rows[1::2], strict=True):
-        assert answered["context"].startswith(asked["context"]) and answered["context"] != asked["context"]
+        assert answered["context"].startswith(asked["context"])
+        assert answered["context"] != asked["context"]
 
 
 @pytest.mark.parametrize("name", ["grammar-en", "grammar-zh"])

@@ -63,13 +63,6 @@ def test_texts_are_chinese_with_chinese_punctuation(file: Path) -> None:
             assert not re.search("[\u4e00-\u9fff][,;!?]", text), text
 
 
-def test_the_two_texts_of_bias_pairs_differ_in_the_group_alone() -> None:
-    for row in rows_of(FOLDER / "bias-zh.jsonl"):
-        untypical, stereotyped = row["groups"]
-        assert row["untypical"].count(untypical) == 1
-        assert row["untypical"].replace(untypical, stereotyped) == row["stereotype"]
-
-
 @pytest.mark.parametrize("file", TASKS, ids=lambda file: file.stem)
 def test_a_task_asks_and_scores_as_in_english(file: Path) -> None:
     own, english = load_task(file), load_task(file.with_name(file.name.replace("-zh", "-en")))
@@ -78,19 +71,3 @@ def test_a_task_asks_and_scores_as_in_english(file: Path) -> None:
     if not file.stem.startswith("word-problems-written"):
         columns = {key for row in rows_of(file.with_suffix(".jsonl")) for key in row}
         assert columns == {key for row in rows_of(file.with_name(file.stem[:-2] + "en.jsonl")) for key in row}
-
-
-@pytest.mark.parametrize("file", [file for file in FILES if "options" in rows_of(file)[0]], ids=lambda file: file.stem)
-def test_right_answers_stand_at_every_place_as_often(file: Path) -> None:
-    rows = rows_of(file)
-    for size in {len(row["options"]) for row in rows}:
-        places = [row["options"].index(row["answer"]) for row in rows if len(row["options"]) == size]
-        counts = [places.count(place) for place in range(size)]
-        assert max(counts) - min(counts) <= max(2, len(places) // 20), counts
-
-
-@pytest.mark.parametrize("file", [file for file in FILES if "chosen" in rows_of(file)[0]], ids=lambda file: file.stem)
-def test_length_does_not_tell_which_answer_is_better(file: Path) -> None:
-    rows = rows_of(file)
-    longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in rows) / len(rows)
-    assert 0.4 < longer < 0.6
