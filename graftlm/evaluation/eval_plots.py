@@ -53,6 +53,14 @@ class Scatter:
     up: tuple[Up, ...]
     first: int  # the score that is shown at first
 
+    @property
+    def choices(self) -> dict[str, list[tuple[int, Up]]]:
+        """Group → its scores with their places; means come first."""
+        found: dict[str, list[tuple[int, Up]]] = {}
+        for at, each in enumerate(self.up):
+            found.setdefault(each.group, []).append((at, each))
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """What the page's script needs."""
         return {
@@ -135,14 +143,14 @@ def _group_scores(evaluation: Evaluation) -> list[Up]:
         own = words.averaged(evaluation, tasks)
         if len(own) > 1:
             means = words.group_means(evaluation, own)
-            found.append(_up(evaluation, f"{group}, mean of {len(own)} tasks", "Means", means, share=True))
+            found.append(_up(evaluation, f"{group}, mean of {len(own)} tasks", "means", means, share=True))
     return found
 
 
 def _task_scores(evaluation: Evaluation) -> list[Up]:
     names = words.titles(evaluation)
     found = []
-    for task in evaluation.tasks:
+    for task in [task for tasks in words.groups(evaluation).values() for task in tasks]:
         primary = Primary.of(task)
         scores = {model.name: primary.interval(words.score_of(task, model.name)) for model in evaluation.models}
         found.append(_up(evaluation, names[task.name], task.group, scores, share=primary.share, lower=primary.lower))

@@ -14,6 +14,7 @@ from graftlm.evaluation.statistics import Change, Interval, holm
 
 ALPHA = 0.05
 UNKNOWN = "unknown"
+GROUPS = ("capability", "helpfulness", "honesty", "harmlessness")
 Mark = Literal["gain", "loss", "", "unknown"]
 SIGNS: dict[str, str] = {"gain": "▲", "loss": "▼", "": "", "unknown": "?"}  # not by colour alone
 FULL = 0.3  # a change of 30 points, or of 30% of a score that is no share, has the full colour
@@ -209,11 +210,11 @@ def titles(evaluation: Evaluation) -> dict[str, str]:
 
 
 def groups(evaluation: Evaluation) -> dict[str, list[TaskResult]]:
-    """The tasks of each group, in the order in which they come."""
-    found: dict[str, list[TaskResult]] = {}
+    """The tasks of each group: the four that graftlm ships first, then others in the order in which they come."""
+    found: dict[str, list[TaskResult]] = {group: [] for group in GROUPS}
     for task in evaluation.tasks:
         found.setdefault(task.group, []).append(task)
-    return found
+    return {group: tasks for group, tasks in found.items() if tasks}
 
 
 def averaged(evaluation: Evaluation, tasks: Sequence[TaskResult]) -> list[TaskResult]:

@@ -202,6 +202,11 @@ def test_means_of_independent_tasks() -> None:
     assert means["support"].value == pytest.approx(sum(told) / 4)
 
 
+def test_shipped_groups_come_first() -> None:
+    evaluation = fake_evaluation((), [(*TASKS[0][:2], "own", *TASKS[0][3:]), TASKS[-1], TASKS[1]])
+    assert list(eval_words.groups(evaluation)) == ["capability", "harmlessness", "own"]
+
+
 def test_a_mean_change_is_corrected_for_the_number_of_adapters() -> None:
     change = Change(0.05, 0.005, 0.095, before=0.5, after=0.55)
     [one] = eval_words.corrected("base", ["a"], [change])
@@ -332,6 +337,7 @@ def test_plots_stand_where_the_values_are(evaluation: Evaluation) -> None:
         for at, value in zip(across.at, values, strict=True):
             assert at is not None
             assert across.axis.value(at) == pytest.approx(value)
+    assert list(plot.choices) == ["means", "capability", "helpfulness", "honesty", "harmlessness"]
     names = eval_words.titles(evaluation)
     for task in evaluation.tasks:
         up = next(each for each in plot.up if each.label.startswith(names[task.name]))
