@@ -1,7 +1,7 @@
 """Whether rows of an evaluation were among what an adapter was trained on, as far as its record tells.
 
-A row overlaps if one of its texts shares 13 words in a row (signs of Chinese) with the training texts; a text of 8 to 12
-words counts as a whole, and a shorter one is not looked for. This is the notion of :class:`graftlm.data.filters.Contamination`.
+A row overlaps if one of its texts shares 13 words in a row (signs of Chinese) with the training texts; a text of 8 to
+12 words counts as a whole, and a shorter one is not looked for, as in :class:`graftlm.data.filters.Contamination`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_RECORD = "it has no record of what it was trained on"
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known of an adapter's training data; ``unknown``: why nothing is. ``record.gaps``: what else is missing."""
+    """What is known of an adapter's training data; ``unknown``: why nothing is. ``record.gaps``: what is missing."""
 
     name: str
     record: TrainedOn

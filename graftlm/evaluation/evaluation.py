@@ -163,7 +163,11 @@ class Overlap:
 
 @dataclass(frozen=True)
 class WinRate:
-    """Answers of two models side by side by a judge, in both orders. ``consistent``: same verdict in both, a share."""
+    """Answers of two models side by side by a judge.
+
+    ``consistent``: of what was asked in both orders, the share with the same verdict in both. ``p``: of "as often better
+    as worse", by the sign test. ``unread``: verdicts that could not be read; they count as ties.
+    """
 
     before: str
     after: str
@@ -174,6 +178,8 @@ class WinRate:
     losses: int
     ties: int
     consistent: float | None = None
+    p: float = math.nan
+    unread: int = 0
 
 
 @dataclass(frozen=True)

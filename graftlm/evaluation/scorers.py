@@ -6,7 +6,6 @@ Japanese stand alone, so that f1 and ROUGE-L mean the same in both kinds of lang
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 import unicodedata
@@ -20,6 +19,7 @@ import numpy as np
 
 from graftlm.errors import UserError, nearest
 from graftlm.evaluation.numbers import same_number
+from graftlm.evaluation.python_file import load_function
 from graftlm.evaluation.refusals import is_refusal
 from graftlm.evaluation.tasks.items import Item
 from graftlm.evaluation.tasks.task import EvalTask, Scorer
@@ -27,8 +27,6 @@ from graftlm.evaluation.tasks.task import EvalTask, Scorer
 _CHARACTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{_CHARACTER}]|[^\W{_CHARACTER}]+")
 _ARTICLES = ("a", "an", "the")
-
-Function = Callable[[str, tuple[str, ...], Mapping[str, Any]], Any]
 
 
 def score_answer(scorers: Sequence[Scorer], answer: str, item: Item, folder: Path) -> dict[str, float]:
@@ -52,7 +50,7 @@ def check_scorers(task: EvalTask) -> None:
         raise UserError(f"the scorer '{twice[0]}' is there twice", hint="Give each a name of its own.")
     for scorer in task.keys.all_scorers:
         if scorer.python is not None:
-            _load(scorer.python, task.folder)
+            load_function("scorer", scorer.python, task.folder)
         elif scorer.regex is not None:
             _expression(scorer)
         else:
@@ -164,7 +162,7 @@ def _expression(scorer: Scorer) -> re.Pattern[str]:
 
 
 def _own(place: str, answer: str, item: Item, folder: Path) -> float:
-    function = _load(place, folder)
+    function = load_function("scorer", place, folder)
     where = f"the scorer {place} ({item.source}, row {item.row})"
     try:
         value = function(answer, item.references, item.values)
@@ -175,39 +173,6 @@ def _own(place: str, answer: str, item: Item, folder: Path) -> float:
     if not isinstance(value, int | float | np.number | np.bool_) or not math.isfinite(value) or not 0 <= value <= 1:
         raise UserError(f"{where} gives {value!r:.60}; a score is a number from 0 (wrong) to 1 (right)")
     return float(value)
-
-
-@cache
-def _load(place: str, folder: Path) -> Function:
-    """FILE.py:FUNCTION, read once."""
-    name, _, wanted = place.rpartition(":")
-    path = folder / Path(name).expanduser()
-    if not name or not wanted.isidentifier():
-        raise UserError(f"scorer {place}: must be FILE.py:FUNCTION", hint="For example: scorer.py:score")
-    if not path.is_file():
-        raise UserError(f"scorer {place}: there is no file {path}", hint="It is looked for beside the task's file.")
-    module = _module(path)
-    function = getattr(module, wanted, None)
-    if not callable(function):
-        functions = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
-        raise UserError(
-            f"scorer {place}: {path} has no function '{wanted}'; it has: {', '.join(sorted(functions)) or 'none'}"
-        )
-    found: Function = function
-    return found
-
-
-@cache
-def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"graftlm_scorer_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"scorer {path}: is no Python file", hint="Its name must end in .py.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"scorer {path}: cannot be read: {type(error).__name__}: {error}") from error
-    return module
 
 
 def _of_number(text: str, at: int) -> bool:
