@@ -1,4 +1,4 @@
-"""What an evaluation tells besides scores: unseen tasks, overlap with training data, win rates, languages, the harness."""
+"""What an evaluation tells besides scores: unseen tasks, overlap, win rates, languages, the harness."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ LANGUAGE_COLUMNS = ("adapter", "task", "first language", "second language", "car
 
 
 def language_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Rows under :data:`LANGUAGE_COLUMNS`: the gain over the base in both, and what part of the first the second has."""
+    """Rows under :data:`LANGUAGE_COLUMNS`: the gain over the base in both, and the part of the first in the second."""
     rows = []
     for pair in evaluation.languages:
         task = next((task for task in evaluation.tasks if _is_of(task, pair)), None)

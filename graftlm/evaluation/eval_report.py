@@ -22,8 +22,8 @@ from graftlm.evaluation.report import page_environment, settings_yaml
 
 SHOWN_EXAMPLES = 12  # of each task; a page with all of them would be too heavy
 LEGEND = (
-    "Intervals are 95%, rows are their unit, and they are those of one comparison alone. ▲ marks a gain over the base and "
-    "▼ a loss where p < 0.05 after Holm's correction for the comparisons that are made together; ? where that is not "
+    "Intervals are 95%, rows are their unit, and they are those of one comparison alone. ▲ marks a gain over the base "
+    "and ▼ a loss where p < 0.05 after Holm's correction for the comparisons that are made together; ? where that is not "
     "known. A mean is one of tasks whose score is a share that all models have; its interval adds up those of its "
     "tasks, whose rows are independent, and its p is that of the normal law."
 )
@@ -45,14 +45,14 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> list[Path]:
 
 
 def to_json(evaluation: Evaluation) -> str:
-    """All values; half of a surrogate pair, which UTF-8 cannot hold, is written as an escape and reads back as it was."""
+    """All values. Half of a surrogate pair, which UTF-8 cannot hold, is an escape and reads back as it was."""
     text = json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, default=_plain)
     text = re.sub(r"\[\n[\s\d,-]*\]", lambda places: "".join(places[0].split()), text)  # rows that changed, on one line
     return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n"
 
 
 def summary_table(evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows for a terminal: each model's mean score by group, in how many tasks it gained and lost, its drift."""
+    """Head and rows for a terminal: each model's mean score by group, tasks with gains and losses, drift."""
     return eval_tables.head_and_rows(evaluation)
 
 

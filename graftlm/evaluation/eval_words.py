@@ -106,7 +106,7 @@ def mark_of(versus: Versus | None, *, lower: bool) -> Mark:
 
 
 def effect(change: Change, *, share: bool, lower: bool) -> float:
-    """How large a change is, above 0 where it is for the better: of scores up to 1 as it is, else a part of the score."""
+    """How large a change is, above 0 if for the better: of scores up to 1 as it is, else a part of the score."""
     small = share or max(abs(change.before), abs(change.after)) <= 1
     size = change.value if small else change.value / abs(change.before) if change.before else math.nan
     return (-size if lower else size) if math.isfinite(size) else 0.0

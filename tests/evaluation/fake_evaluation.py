@@ -65,12 +65,12 @@ LABELS = {
 }
 LOWER = ("perplexity", "bias", "ece", "loss")
 ADAPTERS = (
-    Model("support", "LoRA rank 16, all-linear", 393_216, 1_580_000, 0.041, "runs/demo/adapters/support", "chat", "9f2c" * 4,
+    Model("support", "LoRA rank 16, all-linear", 393_216, 1_580_000, 0.041, "runs/support", "chat", "9f2c" * 4,
           ("instructions", "reading")),
-    Model("triage", "prefix of 20", 81_920, 329_000, 0.029, "runs/demo/adapters/triage", "plain", "77ab" * 4, ("truth",)),
-    Model("careful", "LoRA rank 4, attention", 49_152, 199_000, 0.034, "runs/demo/adapters/careful", "chat", "01de" * 4,
+    Model("triage", "prefix of 20", 81_920, 329_000, 0.029, "runs/triage", "plain", "77ab" * 4, ("truth",)),
+    Model("careful", "LoRA rank 4, attention", 49_152, 199_000, 0.034, "runs/careful", "chat", "01de" * 4,
           ("harm", "unknowable")),
-    Model("overfit", "LoRA rank 64, all-linear", 1_572_864, 6_300_000, None, "runs/demo/adapters/overfit", "chat", "c3c3" * 4),
+    Model("overfit", "LoRA rank 64, all-linear", 1_572_864, 6_300_000, None, "runs/overfit", "chat", "c3c3" * 4),
 )  # fmt: skip
 # What each adapter does to the score of a task, on the scale of a share; perplexity in parts of itself.
 EFFECT = {
@@ -182,6 +182,9 @@ def fake_task(
     )
 
 
+WRONG = "She has three pears, and her brother has one."
+
+
 def fake_examples(scores: Sequence[TaskScore], models: Sequence[Model]) -> tuple[Example, ...]:
     examples: dict[int, Example] = {}
     for score in scores:
@@ -193,7 +196,7 @@ def fake_examples(scores: Sequence[TaskScore], models: Sequence[Model]) -> tuple
                 "Anna bought three pears and gave one of them to her brother.\nHow many pears does Anna have now?",
                 "2",
                 {
-                    model.name: "2" if (model.name == score.model) == right else "She has three pears, and her brother has one."
+                    model.name: "2" if (model.name == score.model) == right else WRONG
                     for model in models
                 },
                 {model.name: (model.name == score.model) == right for model in models},
@@ -249,7 +252,7 @@ def fake_evaluation(
         tax=tuple(fake_tax(model, capability, number) for number, model in enumerate(adapters)) if capability else (),
         overlaps=tuple(overlaps),
         win_rates=tuple(
-            WinRate(BASE, model.name, task.name, "reward adapter runs/reward", share(0.5 + 0.08 * at, 150), 70 + at, 60, 20 - at, 0.86)
+            WinRate(BASE, model.name, task.name, "reward", share(0.5 + 0.08 * at, 150), 70 + at, 60, 20 - at, 0.86)
             for at, model in enumerate(adapters)
             for task in results
             if task.family == "instructions"
@@ -279,8 +282,9 @@ def fake_evaluation(
 def many(adapters: int, tasks: int) -> Evaluation:
     """So many adapters and tasks."""
     models = [
-        Model(f"adapter-{at + 1:02d}", f"LoRA rank {2 ** (at % 8)}", 12_288 * 2 ** (at % 8), 50_000 * 2 ** (at % 8), 0.02 + 0.001 * at)
+        Model(f"adapter-{at + 1:02d}", f"LoRA rank {size}", 12_288 * size, 50_000 * size, 0.02 + 0.001 * at)
         for at in range(adapters)
+        for size in (2 ** (at % 8),)
     ]  # fmt: skip
     specs = [
         (f"{TASKS[at % len(TASKS)][0]}-{at}", f"{TASKS[at % len(TASKS)][1]} {at}", *TASKS[at % len(TASKS)][2:])

@@ -44,7 +44,7 @@ if (scatter) {
   found.places = [...scatter.querySelectorAll("[data-point]")].map((one) => one.style.left + " " + one.style.top);
   found.scores = [...scatter.querySelectorAll("[data-score]")].map((one) => one.textContent);
   const box = scatter.querySelector("[data-point]").getBoundingClientRect();
-  plot.dispatchEvent(new PointerEvent("pointerdown", {clientX: box.left + 3, clientY: box.top + 3, pointerType: "touch", bubbles: true}));
+  plot.dispatchEvent(new PointerEvent("pointerdown", {clientX: box.left + 3, clientY: box.top + 3, bubbles: true}));
   plot.dispatchEvent(new PointerEvent("pointerleave", {pointerType: "touch"}));
   found.touched = tip.hidden ? "" : tip.textContent;
   document.body.dispatchEvent(new PointerEvent("pointerdown", {bubbles: true}));
@@ -54,7 +54,8 @@ const lanes = document.querySelector("[data-lanes]");
 if (lanes) {
   lanes.value = "2";
   lanes.dispatchEvent(new Event("change"));
-  found.lanes = [...document.querySelectorAll(".change[data-number]")].filter((one) => !one.hidden).map((one) => one.dataset.number);
+  const shown = [...document.querySelectorAll(".change[data-number]")].filter((one) => !one.hidden);
+  found.lanes = shown.map((one) => one.dataset.number);
 }
 const model = document.querySelector("[data-reliability] select");
 if (model) {
@@ -65,7 +66,8 @@ if (model) {
 }
 for (const details of document.querySelectorAll("details")) details.open = true;
 found.opened = wide();
-found.small = [...document.querySelectorAll("main *")].filter((one) => one.childElementCount === 0 && one.textContent.trim()
+const leaves = [...document.querySelectorAll("main *")].filter((one) => one.childElementCount === 0);
+found.small = leaves.filter((one) => one.textContent.trim()
   && parseFloat(getComputedStyle(one).fontSize) < 11).map((one) => one.outerHTML.slice(0, 80));
 found.controls = [...document.querySelectorAll(".controls")].every((one) => !one.hidden);
 parent.postMessage(JSON.stringify(found), "*");
