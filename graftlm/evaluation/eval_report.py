@@ -23,9 +23,9 @@ from graftlm.evaluation.report import page_environment, settings_yaml
 SHOWN_EXAMPLES = 12  # of each task; a page with all of them would be too heavy
 LEGEND = (
     "Intervals are 95%, rows are their unit, and they are those of one comparison alone. ▲ marks a gain over the base "
-    "and ▼ a loss where p < 0.05 after Holm's correction for the comparisons that are made together; ? where that is not "
-    "known. A mean is one of tasks whose score is a share that all models have; its interval adds up those of its "
-    "tasks, whose rows are independent, and its p is that of the normal law."
+    "and ▼ a loss where p < 0.05 after Holm's correction for the comparisons that are made together; ? where that is "
+    "not known. A mean is one of tasks whose score is a share that all models have; its interval adds up those of its "
+    "tasks, whose rows are independent, and its p is that of the normal law, corrected for the number of adapters."
 )
 
 
