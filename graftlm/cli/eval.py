@@ -58,6 +58,14 @@ def evaluate(
     to_lm_eval: Annotated[
         Path | None, typer.Option("--to-lm-eval", help="Write the tasks as the harness's YAML into a folder, and stop.")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Who compares written answers with the base's: the address of an OpenAI-compatible endpoint, to which "
+            "they are sent, or FILE.py:FUNCTION."
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The model at that address.")] = None,
     base: Annotated[str | None, typer.Option(help="The base, if not the one that the adapters name.")] = None,
     drift: Annotated[bool, typer.Option(help="Measure the drift from the base on neutral texts.")] = True,
     batch_tokens: Annotated[
@@ -106,6 +114,15 @@ def evaluate(
     place = out or Path("evals") / (
         Path(adapter[0]).name if len(adapter) == 1 else "+".join(Path(a).name for a in adapter[:3])
     )
+    opened_judge = None
+    if judge is not None:
+        from graftlm.evaluation.judges import open_judge
+
+        if not any(each.task.keys.kind == "generate" for each in prepared):
+            raise UserError("--judge: none of the tasks has written answers", hint="Name one: --task instructions-en")
+        opened_judge = open_judge(judge, place / "judge", model=judge_model)
+    elif judge_model is not None:
+        raise UserError("--judge-model is the model of a judge", hint="Say where it is: --judge http://…/v1")
     rows = sum(len(each.items) for each in prepared)
     if prepared:
         errors.print(f"{len(prepared)} task{'s' * (len(prepared) > 1)}, {rows:,} rows", markup=False)
@@ -120,6 +137,7 @@ def evaluate(
             place,
             settings,
             harness=harness,
+            judge=opened_judge,
             say=lambda line: errors.print(line, markup=False),
             progress=_bar,
         )

@@ -14,11 +14,12 @@ from graftlm.data.sets import hash_file
 from graftlm.errors import UserError
 from graftlm.evaluation.contamination import Trained, overlaps, read_trained
 from graftlm.evaluation.eval_report import write_evaluation
-from graftlm.evaluation.evaluation import BASE, Evaluation, Model, Overlap, TaskResult
+from graftlm.evaluation.evaluation import BASE, Evaluation, Model, Overlap, TaskResult, WinRate
 from graftlm.evaluation.gains import compare_models, corrected
 from graftlm.evaluation.harness.run import HarnessSettings, run_harness
 from graftlm.evaluation.languages import language_pairs
 from graftlm.evaluation.scored import primary_score
+from graftlm.evaluation.side_by_side import Judge, duels_of, side_by_side
 from graftlm.evaluation.speakers import Opened
 from graftlm.evaluation.tax import tax_of
 from graftlm.runs.eval_answers import Answered, EvalSettings, Prepared, Progress, Say, answer_all, measure_drift, no_bar
@@ -33,6 +34,7 @@ def run_evaluation(
     settings: EvalSettings,
     *,
     harness: HarnessSettings | None = None,
+    judge: Judge | None = None,
     say: Say = lambda _line: None,
     progress: Progress = no_bar,
 ) -> Evaluation:
@@ -56,6 +58,7 @@ def run_evaluation(
         if answered and not tasks:
             reasons = [f"{name}: {why}" for each in answered[:1] for name, why in each.left_out.items()]
             raise UserError("no model can be asked any of these tasks: " + "; ".join(reasons))
+        win_rates = tuple(_win_rates(answered, judge, say)) if judge is not None else ()
         models = models_of(opened, trained)
         evaluation = Evaluation(
             title=out.resolve().name,
@@ -67,11 +70,13 @@ def run_evaluation(
             tasks=tasks,
             tax=tuple(tax_of(model.name, tasks, drift_by.get(model.name)) for model in models if not model.is_base),
             overlaps=tuple(_overlaps(answered, trained)),
+            win_rates=win_rates,
             languages=language_pairs(tasks),
             harness=reported,
             settings=asdict(settings)
             | {"device": str(opened.model.device), "dtype": str(opened.model.dtype)}
-            | ({} if harness is None else {"lm_eval": asdict(harness)}),
+            | ({} if harness is None else {"lm_eval": asdict(harness)})
+            | ({} if judge is None else {"judge": judge.name}),
             hashes=_hashes(opened, prepared),
             versions=versions(),
             notes=tuple(_notes(answered)),
@@ -125,6 +130,19 @@ def _overlaps(answered: Sequence[Answered], trained: Mapping[str, Trained]) -> I
                 score = primary_score(task, [items[at] for at in rest], [results[at] for at in rest])
                 found = replace(found, without=score)
             yield replace(found, model=name)
+
+
+def _win_rates(answered: Sequence[Answered], judge: Judge, say: Say) -> Iterator[WinRate]:
+    """Of each adapter over the base, on the tasks of written answers."""
+    for each in answered:
+        task, items, results = each.prepared.task, each.prepared.items, each.results
+        if task.keys.kind != "generate" or BASE not in results:
+            continue
+        for name in results:
+            if name != BASE:
+                say(f"{task.name}: {judge.name} judges {name} against the base")
+                duels = duels_of(items, results[BASE], results[name], language=task.keys.language)
+                yield side_by_side(judge, task.name, BASE, name, list(duels.values()))
 
 
 def _hashes(opened: Opened, prepared: Sequence[Prepared]) -> Mapping[str, str]:

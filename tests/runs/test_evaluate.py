@@ -142,6 +142,20 @@ def test_every_name_of_a_task_leads_to_one(tmp_path: Path) -> None:
         find_tasks([], ["fr"])
 
 
+def test_written_answers_side_by_side(adapters: Path, tasks: Path, tmp_path: Path) -> None:
+    (tasks / "write.yaml").write_text(
+        "kind: generate\npath: rows.jsonl\nprompt: '{{ q }}'\nanswer: '{{ a }}'\nmax_tokens: 3\n"
+    )
+    (tmp_path / "judge.py").write_text("def score(rows):\n    return [len(answer) for _, answer in rows]\n")
+    arguments = [str(adapters / "one"), str(adapters / "zero"), "--task", str(tasks / "write.yaml"), "--out", "out"]
+    judge = f"{tmp_path / 'judge.py'}:score"
+    result = CliRunner().invoke(app, ["eval", *arguments, "--out", str(tmp_path / "out"), "--judge", judge])
+    assert result.exception is None, result.output
+    found = {each["after"]: each for each in json.loads((tmp_path / "out" / "results.json").read_text())["win_rates"]}
+    assert set(found) == {"one", "zero"}
+    assert (found["zero"]["ties"], found["zero"]["rate"]["value"]) == (10, 0.5)  # a fresh LoRA answers as the base
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -149,6 +163,10 @@ def test_every_name_of_a_task_leads_to_one(tmp_path: Path) -> None:
         (["nowhere"], "there is no adapter folder nowhere"),
         (["tiny", "--task", "sentimant"], "unknown task 'sentimant'"),
         (["tiny", "--base", "minilm"], "two bases are named"),
+        (["tiny", "--judge-model", "x"], "--judge-model is the model of a judge"),
+        (["tiny", "--task", "reading-en", "--judge", "a.py:b"], "none of the tasks has written answers"),
+        (["tiny", "--task", "instructions-en", "--judge", "http://localhost"], "which model is to judge?"),
+        (["tiny", "--apply-chat-template"], "are for --lm-eval"),
     ],
 )
 def test_mistakes_at_the_command_line(arguments: list[str], says: str, tmp_path: Path, monkeypatch: Any) -> None:
