@@ -165,8 +165,8 @@ class Overlap:
 class WinRate:
     """Answers of two models side by side by a judge.
 
-    ``consistent``: of what was asked in both orders, the share with the same verdict in both. ``p``: of "as often better
-    as worse", by the sign test. ``unread``: verdicts that could not be read; they count as ties.
+    ``consistent``: of what was asked in both orders, the share with the same verdict in both. ``p``: of "as often
+    better as worse", by the sign test. ``unread``: verdicts that could not be read; they count as ties.
     """
 
     before: str

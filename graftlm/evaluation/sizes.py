@@ -1,7 +1,7 @@
 """Sums of sizes, such as a calibration error: Σ |mean of a column|, how sure one is, and its change on the same rows.
 
-Chance makes such a sum too large, the more the smaller it is, and a bootstrap adds to that instead of taking it away. So
-the means are taken as they were found, with normal noise of the rows' covariance, and what chance adds is counted.
+Chance makes such a sum too large, the more the smaller it is, and a bootstrap adds to that instead of taking it away.
+So the means are taken as they were found, with normal noise of the rows' covariance, and what chance adds is counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which tasks an evaluation has: the project's own by name, group or language, public ones on files, and those of files."""
+"""Which tasks an evaluation has: the project's own by name, group or language, public ones on files, and one's own."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class Answers:
                     yield number, (score.log_prob, score.exact)
 
     def _pairs(self, jobs: Sequence[_Job]) -> list[Pair]:
-        """What is scored, as tokens: plain text is the same for all models, a conversation for those of one template."""
+        """What is scored, as tokens: plain text is the same for all models, a conversation for all of one template."""
         found: dict[tuple[str, Arguments], Pair] = {}
         for template, own in self._by_template(jobs).items():
             asked = list(dict.fromkeys(job.arguments[:2] for job in own))

@@ -1,4 +1,4 @@
-"""Answers of one model that outlive a killed run: JSON lines, a header that says whose they are and then an answer each.
+"""Answers of one model that outlive a killed run: JSON lines, a header that says whose they are, then an answer each.
 
 Lines are added as answers come. A last line that was cut off is taken away; where the header does not fit, the file
 begins anew.

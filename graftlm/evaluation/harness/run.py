@@ -1,4 +1,4 @@
-"""Run lm-evaluation-harness's tasks for the bare base and all adapters, in one pass over the base, without the network."""
+"""Run lm-evaluation-harness's tasks for the base and all adapters, in one pass over the base, without the network."""
 
 from __future__ import annotations
 

@@ -293,10 +293,15 @@ def test_the_network_is_off_and_then_as_before(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    with pytest.raises(ZeroDivisionError), offline():
-        assert huggingface_hub.constants.HF_HUB_OFFLINE
-        assert huggingface_hub.constants.is_offline_mode()
-        assert datasets.config.HF_HUB_OFFLINE
-        1 / 0  # noqa: B018
+
+    def broken() -> None:
+        with offline():
+            assert huggingface_hub.constants.HF_HUB_OFFLINE
+            assert huggingface_hub.constants.is_offline_mode()
+            assert datasets.config.HF_HUB_OFFLINE
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
     assert not datasets.config.HF_HUB_OFFLINE
