@@ -141,7 +141,10 @@ class _Asker:
                         raise self._problem(what, hint)
                     pause = max(pause, _retry_after(response))
             except httpx2.TimeoutException:
-                what, hint = f"gave no answer within {endpoint.timeout:g} s", "Allow more: --judge-timeout SECONDS"
+                what, hint = (
+                    f"gave no answer within {endpoint.timeout:g} s",
+                    "Is it overloaded? The same command goes on later from what was judged.",
+                )
             except (httpx2.TransportError, httpx2.DecodingError) as error:
                 what, hint = (
                     f"cannot be reached: {error or type(error).__name__}",
