@@ -142,7 +142,9 @@ def _evaluate(
         except Exception as error:
             if model.failed is not None:
                 raise
-            raise _failed(", ".join(tasks["tasks"]), "fails", error) from error
+            names = list(tasks["tasks"])
+            shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+            raise _failed(shown, "fails", error) from error
         found[speaker.label] = {key: _plain(reported[key]) for key in REPORTED if reported and key in reported}
     return found
 
@@ -241,9 +243,12 @@ def offline() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No bars and notes of the harness for each model: they are for its own runs."""
+    import datasets.utils
     import lm_eval.api.task
 
     module: Any = lm_eval.api.task
+    bars = datasets.utils.are_progress_bars_disabled()
+    datasets.utils.disable_progress_bars()
     logger, bar = logging.getLogger("lm_eval"), module.tqdm
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -252,6 +257,8 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         module.tqdm = bar
+        if not bars:
+            datasets.utils.enable_progress_bars()
         logger.setLevel(level)
 
 

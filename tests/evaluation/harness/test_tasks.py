@@ -182,6 +182,13 @@ def test_no_space_before_answers_in_chinese(tmp_path: Path) -> None:
     assert delimiter(choice(tmp_path, language="zh")) == ""
 
 
+def test_text_without_spaces_has_a_perplexity(tmp_path: Path, evaluated: Callable[[Written], dict[str, Any]]) -> None:
+    rows = [{"t": "森林里有很多树，河边有一座小房子。" * 12}]
+    texts = make(tmp_path, "prose", rows, kind="perplexity", text="{{ t }}", language="zh")
+    found = evaluated(write_harness_tasks([texts], tmp_path / "out"))["results"]["graftlm_prose"]
+    assert math.isfinite(found["byte_perplexity,none"])
+
+
 def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     task = choice(tmp_path)
     write_harness_tasks([task], tmp_path / "out")
