@@ -107,7 +107,7 @@ def _costs(evaluation: Evaluation, models: Sequence[Model]) -> list[Across]:
         _across("trained parameters", [m.trained_parameters or None for m in models], _short, log=True),
         _across("file size", [m.file_bytes or None for m in models], wording.size, log=True),
         _across("drift from the base, nats a token", [d.value if d else None for d in drift], _plain),
-        _across("time of a training step", [m.step_seconds for m in models], _seconds),
+        _across("time of a forward pass of 512 tokens", [m.pass_seconds for m in models], _seconds),
         _across("mean change of capability, points", tax, lambda value: words.signed(value, share=True), log=False),
     ]
 

@@ -190,9 +190,9 @@ def drift_text(kl: Interval | None) -> str:
     return UNKNOWN if kl is None else interval_text(kl, share=False)
 
 
-def step_text(model: Model) -> str:
-    """Time of a training step: 41 ms."""
-    seconds = model.step_seconds
+def pass_text(model: Model) -> str:
+    """Time of a forward pass: 41 ms."""
+    seconds = model.pass_seconds
     if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else wording.duration(seconds)

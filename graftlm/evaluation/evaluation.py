@@ -14,13 +14,13 @@ BASE = "base"  # the bare base's name among the models
 
 @dataclass(frozen=True)
 class Model:
-    """The bare base, or an adapter. ``seconds`` a training step took alone, where its run is still there."""
+    """The bare base, or an adapter. ``pass_seconds``: a forward pass over 8 rows of 64 tokens, alone."""
 
     name: str
     method: str
     trained_parameters: int = 0
     file_bytes: int = 0
-    step_seconds: float | None = None
+    pass_seconds: float | None = None
     folder: str = ""
     template: str = ""
     weights_hash: str = ""

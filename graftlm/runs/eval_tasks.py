@@ -1,4 +1,4 @@
-"""Which tasks an evaluation has: the project's own by name, group or language, public ones on files, and one's own."""
+"""Which tasks an evaluation has: the project's own by name, group or language, public ones, and those of files."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from graftlm.evaluation.evaluation import BASE, Evaluation, Model, Overlap, Task
 from graftlm.evaluation.gains import compare_models, corrected
 from graftlm.evaluation.harness.run import HarnessSettings, run_harness
 from graftlm.evaluation.languages import language_pairs
+from graftlm.evaluation.pace import pass_seconds
 from graftlm.evaluation.scored import primary_score
 from graftlm.evaluation.side_by_side import Judge, duels_of, side_by_side
 from graftlm.evaluation.speakers import Opened
@@ -88,8 +89,10 @@ def run_evaluation(
 def models_of(opened: Opened, trained: Mapping[str, Trained]) -> tuple[Model, ...]:
     """The bare base, then the adapters, with what their folders tell of them."""
     model = opened.model
+    seconds = pass_seconds(model, opened.speakers)
     parameters = sum(parameter.numel() for parameter in model.base.parameters())
-    found = [Model(BASE, f"{parameters / 1e6:.1f}M parameters", template=opened.base.template.name)]
+    size, template = f"{parameters / 1e6:.1f}M parameters", opened.base.template.name
+    found = [Model(BASE, size, pass_seconds=seconds.get(BASE), template=template)]
     for speaker in opened.adapters:
         folder, name = speaker.folder, speaker.stack[-1]
         assert folder is not None
@@ -101,6 +104,7 @@ def models_of(opened: Opened, trained: Mapping[str, Trained]) -> tuple[Model, ..
                 f"{described}, as {form}" if form else described,
                 trained_parameters=model.adapters[owner].trained_parameters,
                 file_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+                pass_seconds=seconds.get(speaker.label),
                 folder=str(folder),
                 template=speaker.template.name,
                 weights_hash=exact_digest(model.adapters[owner])[:16],

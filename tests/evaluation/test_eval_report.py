@@ -328,7 +328,7 @@ def test_plots_stand_where_the_values_are(evaluation: Evaluation) -> None:
         "trained parameters, log scale",
         "file size, log scale",
         "drift from the base, nats a token, log scale",
-        "time of a training step",
+        "time of a forward pass of 512 tokens",
         "mean change of capability, points",
     ]
     assert plot.across[3].at[3] is None
