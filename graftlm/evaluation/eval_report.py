@@ -229,7 +229,7 @@ def _model_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             "model": model,
             "parameters": wording.count(model.trained_parameters) if model.trained_parameters else "–",
             "file": wording.size(model.file_bytes) if model.file_bytes else "–",
-            "step": "–" if model.is_base else words.pass_text(model),
+            "step": words.pass_text(model),
             "drift": "–" if model.is_base else words.drift_text(words.drift_of(evaluation, model.name)),
         }
         for model in evaluation.models

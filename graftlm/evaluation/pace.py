@@ -1,4 +1,4 @@
-"""How long a model takes to read some tokens: each model alone, so that adapters can be told apart by what they cost."""
+"""How long a model takes to read some tokens: each alone, so that adapters can be told apart by what they cost."""
 
 from __future__ import annotations
 
