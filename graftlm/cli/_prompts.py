@@ -119,6 +119,8 @@ def _prompts(form: Format, number: int, row: dict[str, Any], system: str | None)
 def _question(messages: Sequence[Message]) -> tuple[Message, ...]:
     """A conversation up to its last user turn."""
     messages = [Message("user", m.content) if m.role == "text" else m for m in messages]
+    while messages and messages[-1].role == "rejected":
+        messages = messages[:-1]
     if messages and messages[-1].role == "assistant":
         messages = messages[:-1]
     return check([*messages, Message("assistant", "-")])[:-1]

@@ -360,11 +360,16 @@ def as_row(instance: Instance) -> dict[str, Any]:
     """An instance as a row of chat JSONL, with where it comes from."""
     from graftlm.data.instances import ORIGINS
     from graftlm.data.tools import as_dicts
+    from graftlm.data.verdicts import as_columns
 
     tools, messages = as_dicts(instance.conversation)
     more: dict[str, Any] = {} if tools is None else {"tools": tools}
-    if instance.rejected is not None:
-        more |= {"chosen": messages.pop(), "rejected": {"role": "assistant", "content": instance.rejected.content}}
+    if instance.is_preference:
+        more |= {"verdicts": as_columns(instance)} if instance.verdicts else {}
+        answers = [{"role": "assistant", "content": answer} for answer in instance.answers]
+        if len(answers) > 1:
+            messages.pop()
+            more |= {"ranked": answers} if len(answers) > 2 else {"chosen": answers[0], "rejected": answers[1]}
     origin = instance.provenance
     known = {name: getattr(origin, name) for name in ORIGINS}
     given = {name: value for name, value in known.items() if value}

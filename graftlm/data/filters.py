@@ -210,7 +210,8 @@ class Duplicates:
         self.seen = Hashes()
 
     def judge(self, task: str, instance: Instance) -> str | None:
-        key = hash_texts(*(text for message in instance.messages for text in (message.role, message.content)))
+        texts = (text for message in instance.messages for text in (message.role, message.content))
+        key = hash_texts(*texts, *map(str, instance.verdicts))  # what another annotator says is something else
         return None if self.seen.add(key) else "exact duplicate"
 
 

@@ -6,26 +6,38 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from graftlm.data.instances import ORIGINS, Instance, Message
 from graftlm.data.instances import RowProblem as RowProblem
 from graftlm.data.p3 import origin_of
-from graftlm.data.preferences import is_preference
+from graftlm.data.preferences import (
+    USED,
+    Judged,
+    duels,
+    is_duel,
+    is_judged_question,
+    is_list,
+    is_pair,
+    read_answers,
+    read_judged_question,
+    read_pair,
+    read_single,
+    used_columns,
+)
+from graftlm.data.row_messages import Row as Row
 from graftlm.data.row_messages import (
-    BEFORE,
     chat_turns,
     instruction_turns,
     oasst_turns,
     pair_turns,
-    preference_turns,
     self_instruct_parts,
     tag_turns,
     text_of,
 )
-from graftlm.data.row_messages import Row as Row
 from graftlm.data.tools import check_turns
+from graftlm.data.verdicts import COLUMNS, has_verdict, settled
 from graftlm.errors import UserError, nearest
 
 PAIRS = (
@@ -46,13 +58,22 @@ _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 class Format:
     """A way to read rows: ``expand`` gives the parts of a row, ``convert`` makes messages of a part.
 
-    ``ignored`` are columns that the format does not use.
+    ``judged`` gives what was said of its answers as well. ``ignored`` are columns that the format does not use.
     """
 
     name: str
     convert: Callable[[Row], list[Message]]
     expand: Callable[[Row], list[Row]] = lambda row: [row]
     ignored: tuple[str, ...] = ()
+    judged: Callable[[Row], Judged] | None = None
+
+    def read(self, part: Row) -> Judged:
+        """The messages of a part, and what was said of its answers.
+
+        Raises:
+            RowProblem: a field is missing or of the wrong kind.
+        """
+        return (self.convert(part), ()) if self.judged is None else self.judged(part)
 
     def to_instances(self, row: Row, source: str, number: int) -> list[Instance]:
         """The instances of a row: one, or several in self-instruct rows.
@@ -60,7 +81,12 @@ class Format:
         Raises:
             RowProblem: a field is missing or of the wrong kind, an answer is empty, roles are out of order.
         """
-        return [Instance(check(self.convert(part)), source, number, origin_of(row)) for part in self.expand(row)]
+        found = []
+        for part in self.expand(row):
+            messages, verdicts = self.read(part)
+            instance = settled(Instance(tuple(messages), source, number, origin_of(row), verdicts))
+            found.append(replace(instance, messages=check(instance.messages)))
+        return found
 
 
 def recognise(
@@ -74,7 +100,7 @@ def recognise(
     """The format of a file by the fields of its first ``rows``; or one made of patterns with column names.
 
     Raises:
-        UserError: the rows are of no known format (it lists their columns), are preference pairs or prompt
+        UserError: the rows are of no known format (it lists their columns), are halves of pairs or prompt
             templates, or a pattern names a column that does not exist.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -87,8 +113,23 @@ def recognise(
     if not counts:
         raise _unrecognised(columns, source)
     most = max(counts.values())
-    name = next(name for name in _KNOWN if counts[name] == most)
-    return _KNOWN[name][1](columns)
+    # A few faulty rows must not hide what the others say of their answers.
+    judged = (name for name in _JUDGED if 2 * counts[name] >= len(rows))
+    name = next(judged, next(name for name in _KNOWN if counts[name] == most))
+    form = _KNOWN[name][1](columns)
+    if name == "compared answers":
+        return replace(form, ignored=tuple(c for c in columns if c not in used_columns(columns)))
+    single = name not in _JUDGED and not name.startswith(("plain text", "words and tags"))
+    return _with_verdicts(form) if single and 2 * sum(map(has_verdict, rows)) >= len(rows) else form
+
+
+def _with_verdicts(form: Format) -> Format:
+    """The format for rows that also say something of their answer."""
+
+    ignored = tuple(column for column in form.ignored if column not in COLUMNS)
+    return replace(
+        form, name=f"judged answers ({form.name})", judged=lambda row: read_single(row, form.convert), ignored=ignored
+    )
 
 
 def fill(messages: Sequence[Message], variables: Mapping[str, str]) -> tuple[tuple[Message, ...], list[str]]:
@@ -118,7 +159,7 @@ def check(messages: Sequence[Message]) -> tuple[Message, ...]:
         if not messages[0].content.strip():
             raise RowProblem("empty text")
         return tuple(messages)
-    rejected = [messages[-1]] if messages[-1].role == "rejected" else []
+    rejected = [message for message in messages if message.role == "rejected"]
     tools = [messages[0]] if messages[0].role == "tools" else []
     turns = messages[len(tools) : len(messages) - len(rejected)]
     system = [turns[0]] if turns and turns[0].role == "system" else []
@@ -128,7 +169,7 @@ def check(messages: Sequence[Message]) -> tuple[Message, ...]:
     check_turns(turns)
     if turns[-1].role not in ("assistant", "calls"):
         raise RowProblem("conversation ends without an answer")
-    if rejected and not rejected[0].content.strip():
+    if any(not message.content.strip() for message in rejected):
         raise RowProblem("empty rejected answer")
     return (*tools, *(m for m in system if m.content.strip()), *turns, *rejected)
 
@@ -161,12 +202,15 @@ def _formats() -> dict[str, tuple[Callable[[Row], bool], Callable[[list[str]], F
     ) -> None:
         known[name] = (matches, _known(name.partition(" of ")[0], convert, used, **more))
 
-    add(
-        "preference rows",
-        is_preference,
-        preference_turns,
-        (*BEFORE, "input", "chosen", "rejected", "system", "tools"),
-    )
+    def add_judged(
+        name: str, matches: Callable[[Row], bool], read: Callable[[Row], Judged], used: Sequence[str], **more: Any
+    ) -> None:
+        add(name, matches, lambda row: read(row)[0], used, judged=read, **more)
+
+    add_judged("preference rows", is_pair, read_answers, USED)
+    add_judged("ranked answers", is_list, read_answers, USED)
+    add_judged("compared answers", is_duel, read_pair, (), expand=duels)
+    add_judged("judged answers (TruthfulQA)", is_judged_question, read_judged_question, ("prompt", "completion"))
     for key in ("messages", "conversations", "conversation"):
         for role, name in (("role", "messages"), ("from", "ShareGPT")):
             add(
@@ -219,21 +263,16 @@ def _formats() -> dict[str, tuple[Callable[[Row], bool], Callable[[list[str]], F
 
 
 _KNOWN = _formats()
+_JUDGED = ("preference rows", "ranked answers", "compared answers", "judged answers (TruthfulQA)")
 
 
 def _refuse(rows: Sequence[Row], source: str) -> None:
     """Files that are known, but hold no instances."""
     first = rows[0] if rows else {}
-    labelled = isinstance(first.get("label"), bool)
     kinds = {
         "prompt templates (PromptSource: a field 'jinja')": "jinja" in first,
         "halves of preference pairs ('chosen' or 'rejected' without the other)": ("rejected" in first)
         != ("chosen" in first),
-        "preference judgements (a conversation with a true or false 'label')": labelled
-        and ("messages" in first or "conversations" in first or "completion" in first),
-        "ranked answers (a list of answers in 'output')": "instruction" in first
-        and isinstance(first.get("output"), list),
-        "preference judgements (fields 'prediction 1' and 'prediction 2')": "prediction 1" in first,
     }
     for kind, holds in kinds.items():
         if holds:
@@ -241,8 +280,8 @@ def _refuse(rows: Sequence[Row], source: str) -> None:
                 "Templates are applied to labelled data; they hold no examples themselves:"
                 " graftlm data format ROWS --template promptsource:FILE#dataset/name --out SET"
                 if "templates" in kind
-                else "Preference data trains rewards and preferences; instruction tuning needs one answer a"
-                ' row, for example {"prompt": "…", "completion": "…"}.'
+                else 'A pair has both: {"prompt": "…", "chosen": "…", "rejected": "…"}. A single answer with a label is'
+                ' {"prompt": "…", "completion": "…", "label": true}.'
             )
             raise UserError(f"{source}: these are {kind}, not instances to learn from", hint=use)
 

@@ -23,12 +23,40 @@ class Message:
 
     ``tools``: what the assistant may call, as a JSON list, before all else. ``calls``: the tool calls of an assistant's
     turn, as a JSON list of OpenAI's form, after what it says if it says something. ``tool``: the result of a call, in
-    the order of the calls. ``rejected``: the answer that somebody liked less than the one before it, at the very end.
+    the order of the calls. ``rejected``: another answer to the same, at the very end, that was liked no better than the
+    one before it; a ranked list has several.
     """
 
     role: Role
     content: str
     train: bool | None = None
+
+
+Kind = Literal["ranks", "ratings", "labels"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one annotator said of the answers of an instance, by one criterion.
+
+    ``values``: one for each of ``Instance.answers``, None where it was not judged. Of ``ranks`` the lowest is the best
+    and equal ones are a tie; of ``ratings`` the highest is the best; ``labels`` are 1 (good) or 0 (bad).
+    ``criterion``: such as helpful; empty is as a whole. ``annotator``: who said so, as a number or name that identifies
+    nobody. ``margin``: by how much the better one is better, where that was said.
+    """
+
+    kind: Kind
+    values: tuple[float | None, ...]
+    criterion: str = ""
+    annotator: str = ""
+    margin: float = 0.0
+
+    @property
+    def scores(self) -> tuple[float | None, ...]:
+        """The values, the highest is the best."""
+        if self.kind != "ranks":
+            return self.values
+        return tuple(None if value is None else -value for value in self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +86,54 @@ ORIGINS = tuple(Provenance.__dataclass_fields__)
 class Instance:
     """A conversation, or a plain text as a single message of role ``text``.
 
-    ``row`` counts from 1: the array index in JSON, the line in JSONL and text, the data row in CSV.
+    ``row`` counts from 1: the array index in JSON, the line in JSONL and text, the data row in CSV. ``verdicts``: what
+    was said of its answers; where there are several answers and no verdict, they stand best first.
     """
 
     messages: tuple[Message, ...]
     source: str
     row: int
     provenance: Provenance = Provenance()
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def conversation(self) -> tuple[Message, ...]:
-        """All but a rejected answer."""
-        return self.messages if self.rejected is None else self.messages[:-1]
+        """All up to the first answer of a preference row, which is the best."""
+        return self.messages[: len(self.messages) - len(self.others)]
+
+    @property
+    def others(self) -> tuple[Message, ...]:
+        """Of a preference row, the answers that were liked no better than the first, best first."""
+        begin = len(self.messages)
+        while begin and self.messages[begin - 1].role == "rejected":
+            begin -= 1
+        return self.messages[begin:]
 
     @property
     def rejected(self) -> Message | None:
-        """Of a preference row, the answer that was liked less."""
-        last = self.messages[-1] if self.messages else None
-        return last if last is not None and last.role == "rejected" else None
+        """Of a preference row, the last of its answers: the one that was liked least."""
+        return self.others[-1] if self.others else None
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answers of a preference row, the best first; of any other instance the last message alone."""
+        first = self.conversation[-1:]
+        return tuple(message.content for message in (*first, *self.others))
+
+    @property
+    def is_preference(self) -> bool:
+        """Whether there are several answers, or something was said of the one."""
+        return bool(self.verdicts or self.others)
 
     @property
     def chosen(self) -> Instance:
-        """The instance without a rejected answer."""
-        return self if self.rejected is None else replace(self, messages=self.conversation)
+        """The instance with its first answer alone, and nothing said of it."""
+        return replace(self, messages=self.conversation, verdicts=()) if self.is_preference else self
+
+    def with_answer(self, number: int) -> Instance:
+        """The instance with one of its answers alone, and nothing said of it."""
+        if number == 0:
+            return self.chosen
+        first = self.conversation
+        own = Message("assistant", self.answers[number], first[-1].train)
+        return replace(self, messages=(*first[:-1], own), verdicts=())

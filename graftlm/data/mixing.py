@@ -21,11 +21,12 @@ from typing import IO, Any, Literal, Self
 
 import numpy
 
-from graftlm.data.instances import ORIGINS, Instance, Message, Provenance
+from graftlm.data.instances import ORIGINS, Instance, Message, Provenance, Verdict
 from graftlm.errors import UserError, unknown_name
 
 BUCKETS = 128  # files that a stream is sorted by; one at a time is in memory
 _origin = attrgetter(*ORIGINS)
+_said = attrgetter(*Verdict.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def row_key(instance: Instance, seed: int) -> int:
     digest = hashlib.blake2b(f"{seed}\0{instance.source}\0{instance.row}\0{instance.provenance.template}".encode())
     for message in instance.messages:
         digest.update(f"\0{message.role}\0{message.content}".encode("utf-8", "surrogatepass"))
+    for verdict in instance.verdicts:
+        digest.update(f"\0{verdict}".encode("utf-8", "surrogatepass"))
     return int.from_bytes(digest.digest()[:8], "big")
 
 
@@ -154,16 +157,20 @@ class Spool:
     def add(self, key: int, task: str, instance: Instance) -> None:
         messages = [(message.role, message.content, message.train) for message in instance.messages]
         # Plain values by marshal: several times as fast as pickled objects, and only this process reads them.
-        entry = marshal.dumps((key, task, messages, instance.source, instance.row, _origin(instance.provenance)))
+        verdicts = [_said(verdict) for verdict in instance.verdicts]
+        place = (instance.source, instance.row, _origin(instance.provenance))
+        entry = marshal.dumps((key, task, messages, verdicts, *place))
         self.files[key * BUCKETS >> 64].write(len(entry).to_bytes(8, "big") + entry)
 
     def sorted(self) -> Iterator[tuple[int, str, Instance]]:
         """All of it in the order of the keys; equal keys in the order in which they came."""
         for file in self.files:
             file.seek(0)
-            for key, task, messages, source, row, origin in sorted(_entries(file.read()), key=lambda entry: entry[0]):
+            for entry in sorted(_entries(file.read()), key=lambda entry: entry[0]):
+                key, task, messages, verdicts, source, row, origin = entry
                 said = tuple(Message(*message) for message in messages)
-                yield key, task, Instance(said, source, row, Provenance(*origin))
+                judged = tuple(Verdict(*verdict) for verdict in verdicts)
+                yield key, task, Instance(said, source, row, Provenance(*origin), judged)
 
 
 def _entries(data: bytes) -> Iterator[tuple[Any, ...]]:

@@ -15,12 +15,13 @@ from graftlm.data.instances import Instance, Message
 from graftlm.data.keys import group_key
 from graftlm.data.p3 import origin_of
 from graftlm.data.parallel import rare_collections
-from graftlm.data.preferences import refuse_preferences
+from graftlm.data.preferences import LEFT_OUT, chosen_answers, refuse_preferences
 from graftlm.data.readers import find_sources, read_rows
 from graftlm.data.rendering import PROMPT_FILLS, Conversations, Rendering
 from graftlm.data.sets import default_split, is_set, read_set
 from graftlm.data.task_fields import check_group, columns_of, group_of
 from graftlm.data.templates import ChatTemplate
+from graftlm.data.verdicts import settled
 from graftlm.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -231,12 +232,13 @@ def _instances(
         return
     for part in parts:
         try:
-            messages = form.convert(part)
+            messages, verdicts = form.read(part)
         except RowProblem as problem:
             counts.read += 1
             counts.drop(problem.reason, source, number)
             continue
-        found = _checked(Instance(tuple(messages), source, number, origin_of(row)), variables, counts)
+        instance = Instance(tuple(messages), source, number, origin_of(row), verdicts)
+        found = _checked(instance, variables, counts)
         if group is not None:
             found = (grouped(instance, group_of(row, group), counts) for instance in found)
         yield from found
@@ -259,6 +261,7 @@ def _checked(instance: Instance, variables: Mapping[str, str], counts: RowCounts
     """The instance with its variables filled in, if its messages are a conversation."""
     counts.read += 1
     try:
+        instance = settled(instance, lambda reason: counts.truncate(reason, instance.source, instance.row))
         messages, names = fill(check(instance.messages), variables)
     except RowProblem as problem:
         counts.drop(problem.reason, instance.source, instance.row)
@@ -305,7 +308,7 @@ def prepare(
     if preferences == "refuse":
         refuse_preferences(loaded.items)
     else:
-        loaded = replace(loaded, items=[item.chosen for item in loaded.items])
+        loaded = replace(loaded, items=chosen_answers(loaded.items, counts))
     result = PreparedData([], [], counts, loaded.format)
     seen: set[tuple[Message, ...]] = set()
     done = 0
@@ -348,7 +351,7 @@ def _loaded(
 
 
 def _check_counts(counts: RowCounts, max_dropped: float, max_length: int | None) -> None:
-    dropped = sum(n for reason, n in counts.dropped.items() if reason != "exact duplicate")
+    dropped = sum(n for reason, n in counts.dropped.items() if reason not in ("exact duplicate", *LEFT_OUT))
     if counts.kept and dropped <= max_dropped * counts.read:
         return
     reasons = [

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from graftlm.data.instances import Message, Role, RowProblem
-from graftlm.data.preferences import pair
 from graftlm.data.tools import calls_message, tools_message, with_results
 
 Row = dict[str, Any]
@@ -27,7 +26,6 @@ ROLES: dict[str, Role] = {
 }
 RESULT_ROLES = ("tool", "function", "observation", "function_response", "tool_response", "ipython")
 CALL_ROLES = ("function_call", "tool_call")  # of ShareGPT files: the call is the content, as JSON
-BEFORE = ("messages", "conversations", "conversation", "prompt", "question", "instruction")  # of preference rows
 _TURN = re.compile(r"(?:^|\s)### (Human|Assistant):[ ]?")
 
 
@@ -139,22 +137,6 @@ def pair_turns(prompt: str, answer: str) -> Callable[[Row], list[Message]]:
         return [system, Message("user", text_of(row, prompt)), Message("assistant", text_of(row, answer))]
 
     return convert
-
-
-def preference_turns(row: Row) -> list[Message]:
-    """The two answers, and what stands before both: in a column of its own, or in the answers themselves."""
-    key = next((key for key in BEFORE if row.get(key) is not None), None)
-    before: list[Message] = []
-    if key is not None and isinstance(row[key], list):
-        before = turns_of(row[key], key)
-    elif key is not None:
-        more = text_of(row, "input", required=False) if key == "instruction" else ""
-        before = [Message("user", "\n\n".join(part for part in (text_of(row, key), more) if part.strip()))]
-    tools, system = tools_message(row.get("tools")), text_of(row, "system", required=False)
-    said = pair(before, row.get("chosen"), row.get("rejected"), turns_of)
-    if system.strip() and said[0].role != "system":
-        said.insert(0, Message("system", system))
-    return said if tools is None else [tools, *said]
 
 
 def tag_turns(words: str, tags: str) -> Callable[[Row], list[Message]]:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.base.files import write_folder, write_json
-from graftlm.data.instances import ORIGINS, Instance, Message, Provenance
+from graftlm.data.instances import ORIGINS, Instance
+from graftlm.data.preferences import form_of
+from graftlm.data.set_rows import as_instance, as_stored, row_schema
 from graftlm.errors import UserError
 
 CARD, CARD_TEXT, RECIPE = "card.json", "card.md", "recipe.yaml"
@@ -54,6 +56,7 @@ class SetCard:
     ``dropped`` counts what was left out by reason, and ``examples`` names some places ("file:row") of each reason;
     both may be filled while the instances are written, and so may ``notes``, for whatever else is worth telling.
     ``rows`` is what the set holds, ``splits`` to ``licences`` are rows by value, ``sha256`` is the hash of all shards.
+    Of preference rows, ``answers`` counts them by what they hold, and ``criteria`` the verdicts by criterion.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -66,6 +69,8 @@ class SetCard:
     templates: dict[str, int] = field(default_factory=dict)
     languages: dict[str, int] = field(default_factory=dict)
     licences: dict[str, int] = field(default_factory=dict)
+    answers: dict[str, int] = field(default_factory=dict)
+    criteria: dict[str, int] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
     sha256: str = ""
 
@@ -201,9 +206,7 @@ def read_set(folder: str | Path, split: str | None = None) -> Iterator[Instance]
         UserError: the folder is no set, has no such split, or a shard is missing or was changed.
     """
     for row in read_set_rows(folder, split):
-        messages = tuple(Message(m["role"], m["content"], m["train"]) for m in row["messages"])
-        provenance = Provenance(**{name: row.get(name, "") for name in ORIGINS})  # older sets have no keys
-        yield Instance(messages, row["source"], row["row"], provenance)
+        yield as_instance(row)
 
 
 def read_set_rows(folder: str | Path, split: str | None = None) -> Iterator[dict[str, Any]]:
@@ -256,6 +259,12 @@ def describe_card(card: SetCard) -> str:
         for name, number in sorted(table.items(), key=lambda item: (-item[1], item[0])):
             lines.append(f"| {_cell(name) or '(not stated)'} | {number:,} | {number / card.rows:.1%} |")
         lines.append("")
+    if card.answers:
+        lines += ["## Preferences", "", "| | rows |", "|---|---:|"]
+        lines += [f"| {name} | {number:,} |" for name, number in card.answers.items()]
+        lines += ["", "| criterion | verdicts |", "|---|---:|"] if card.criteria else []
+        lines += [f"| {_cell(name) or '(as a whole)'} | {number:,} |" for name, number in card.criteria.items()]
+        lines.append("")
     lines += ["## Left out", ""]
     if card.dropped:
         lines += ["| reason | rows | for example |", "|---|---:|---|"]
@@ -293,9 +302,9 @@ def _write_shards(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema()
+    schema = row_schema()
     shards: list[Shard] = []
-    counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in (*COUNTED, "answers", "criteria")}
     first = next(instances, None)
     for number in count():
         if first is None:
@@ -308,9 +317,12 @@ def _write_shards(
         ) as writer:
             while first is not None and rows < rows_per_shard:
                 group = [first, *islice(instances, min(GROUP, rows_per_shard - rows) - 1)]
-                table = [_row(instance, split(instance)) for instance in group]
-                for name, counter in counts.items():
-                    counter.update(row[name] for row in table)
+                table = [as_stored(instance, split(instance)) for instance in group]
+                for name in COUNTED:
+                    counts[name].update(row[name] for row in table)
+                judged = [instance for instance in group if instance.is_preference]
+                counts["answers"].update(map(form_of, judged))
+                counts["criteria"].update(verdict.criterion for each in judged for verdict in each.verdicts)
                 writer.write_table(pa.Table.from_pylist(table, schema))
                 rows += len(group)
                 first = next(instances, None)
@@ -324,6 +336,8 @@ def _write_shards(
         templates=tables["template"],
         languages=tables["language"],
         licences=tables["licence"],
+        answers=tables["answers"],
+        criteria=tables["criteria"],
         shards=shards,
         sha256=hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest(),
     )
@@ -332,27 +346,13 @@ def _write_shards(
 def _is_valid(instance: Instance, card: SetCard) -> bool:
     """JSON can hold half of a surrogate pair, which no file of texts can: such an instance is left out, and counted."""
     try:
-        for text in (*(message.content for message in instance.messages), *_origin(instance.provenance)):
+        said = (text for verdict in instance.verdicts for text in (verdict.criterion, verdict.annotator))
+        for text in (*(message.content for message in instance.messages), *said, *_origin(instance.provenance)):
             text.encode()
     except UnicodeEncodeError:
         card.drop("a text is not valid Unicode", instance)
         return False
     return True
-
-
-def _schema() -> Any:
-    import pyarrow as pa
-
-    text = pa.string()
-    message = pa.struct([("role", text), ("content", text), ("train", pa.bool_())])
-    origins = [(name, text) for name in (*ORIGINS, "split")]
-    return pa.schema([("messages", pa.list_(message)), ("source", text), ("row", pa.int64()), *origins])
-
-
-def _row(instance: Instance, split: str) -> dict[str, Any]:
-    messages = [{"role": m.role, "content": m.content, "train": m.train} for m in instance.messages]
-    origins = dict(zip(ORIGINS, _origin(instance.provenance), strict=True))
-    return {"messages": messages, "source": instance.source, "row": instance.row, **origins, "split": split}
 
 
 def _read_shard(path: Path, rows: int) -> Iterator[dict[str, Any]]:

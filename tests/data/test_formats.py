@@ -119,8 +119,6 @@ def test_rows_that_cannot_be_learnt(row, reason):
     [
         ({"jinja": "{{x}}", "name": "n"}, "prompt templates"),
         ({"prompt": "q", "chosen": "a"}, "halves of preference pairs"),
-        ({"messages": [{"role": "user", "content": "q"}], "label": True}, "preference judgements"),
-        ({"instruction": "q", "output": ["a", "b"]}, "ranked answers"),
     ],
 )
 def test_refused(row, kind):

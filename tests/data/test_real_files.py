@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
+from graftlm.data.preferences import form_of
 from graftlm.data.prepare import load_instances, prepare
 from graftlm.data.templates import resolve_chat_template
 from graftlm.errors import UserError
@@ -41,9 +44,6 @@ def test_all_of_p3(real_data, tiny):
     ("name", "kind"),
     [
         ("instructions/promptsource_templates.jsonl.gz", "prompt templates"),
-        ("preferences/kto_en.json", "preference judgements"),
-        ("preferences/oasst_ranked_zh.json", "ranked answers"),
-        ("preferences/finegrained_rlhf_qa.json.gz", "preference judgements"),
     ],
 )
 def test_refused(real_data, tiny, name, kind):
@@ -52,12 +52,39 @@ def test_refused(real_data, tiny, name, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "kept", "dropped"),
-    [("dpo_en.json", 299, 0), ("dpo_zh.json", 300, 0), ("hh_rlhf_harmless.jsonl.gz", 2299, 13)],
+    ("name", "kept", "dropped", "shortened", "forms"),
+    [
+        ("dpo_en.json", 299, 0, 0, {"pairs": 299}),
+        ("dpo_zh.json", 300, 0, 0, {"pairs": 300}),
+        ("hh_rlhf_harmless.jsonl.gz", 2299, 13, 0, {"pairs": 2299}),
+        ("kto_en.json", 300, 0, 0, {"labelled answers": 300}),
+        ("oasst_ranked_zh.json", 772, 3, 3, {"pairs": 433, "lists of 3": 261, "lists of 4": 64}),
+        ("truthfulqa_judgements.jsonl.gz", 22367, 67, 0, {"labelled answers": 22367}),
+        ("finegrained_rlhf_qa.json.gz", 3000, 0, 0, {"pairs": 3000}),
+    ],
 )
-def test_preference_rows(real_data, tiny, name, kept, dropped):
+def test_preference_rows(real_data, tiny, name, kept, dropped, shortened, forms):
     loaded = load_instances(real_data / "preferences" / name)
-    assert all(instance.rejected is not None for instance in loaded.items)
-    assert (len(loaded.items), sum(loaded.counts.dropped.values())) == (kept, dropped)
+    counts = loaded.counts
+    assert all(instance.is_preference for instance in loaded.items)
+    assert (len(loaded.items), sum(counts.dropped.values()), sum(counts.truncated.values())) == (
+        kept,
+        dropped,
+        shortened,
+    )
+    found = Counter(map(form_of, loaded.items))
+    assert {form: found[form] for form in forms} == forms
     with pytest.raises(UserError, match="a preference row"):
         prepare(loaded, resolve_chat_template("auto", tiny), tiny)
+
+
+def test_judgements_of_real_files(real_data):
+    def of(name):
+        return load_instances(real_data / "preferences" / name).items
+
+    labels = Counter(each.verdicts[0].values[0] for each in of("kto_en.json"))
+    assert labels == {1.0: 150, 0.0: 150}
+    true = of("truthfulqa_judgements.jsonl.gz")
+    assert {each.verdicts[0].criterion for each in true} == {"truthful"}
+    ties = sum(bool(each.verdicts) for each in of("finegrained_rlhf_qa.json.gz"))
+    assert ties == 384
