@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from graftlm.adapters.model import AdaptedModel
+from graftlm.base.memory import available_memory
 from graftlm.data.batches import EncodedRow
 from graftlm.data.instances import Instance, Message
 from graftlm.data.labelled import choose_rendering
@@ -15,6 +16,7 @@ from graftlm.data.rendering import Rendering
 from graftlm.evaluation.speakers import Opened, Speaker
 from graftlm.evaluation.tasks.items import Item
 from graftlm.evaluation.tasks.task import EvalTask
+from graftlm.generation.cache import token_bytes
 from graftlm.training.forward import RoutedRow
 
 WHOLE_TEXTS = ("perplexity", "pairs")
@@ -138,5 +140,8 @@ def _rendered(rendering: Rendering, instances: Sequence[Instance]) -> tuple[dict
 
 
 def largest(model: AdaptedModel) -> int:
-    """Tokens that run together, where nothing else is said: as many as training takes on a machine of this kind."""
-    return 8192 if model.device.type == "cpu" else 65_536
+    """Tokens that run together, where nothing else is said: their keys and values take a quarter of the free memory."""
+    most = 8192 if model.device.type == "cpu" else 65_536
+    if model.kind != "decoder":
+        return most
+    return max(256, min(most, available_memory(model.device) // (4 * token_bytes(model))))

@@ -14,7 +14,9 @@ import torch
 
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Routing, Stack
+from graftlm.base.memory import is_out_of_memory
 from graftlm.data.batches import EncodedRow
+from graftlm.errors import UserError
 from graftlm.generation.cache import Piece
 from graftlm.generation.prefill import go_on
 from graftlm.objectives.log_probs import chunk_rows, token_log_probs_and_hits
@@ -28,10 +30,10 @@ LEAST_SHARED = 8  # tokens; less is not worth two passes
 class _Group:
     """Rows of one routing with their ``shared`` first tokens; sums are filled in as they are found."""
 
+    number: int
     rows: list[EncodedRow]
     stack: Stack
     shared: int
-    places: list[tuple[int, int]]  # of each row in the answer: group, row
     log_probs: list[float] = field(default_factory=list)
     hits: list[int] = field(default_factory=list)
 
@@ -64,8 +66,8 @@ def score_groups(
         else:
             shared.append(group)
     for batch in _batches(shared, max_tokens):
-        _score(model, batch)
-        yield [(group.places[0][0], _scores(group)) for group in batch]
+        _score_in_parts(model, batch)
+        yield [(group.number, _scores(group)) for group in batch]
     for numbers in _plain_batches(groups, plain, max_tokens):
         scores = iter(score_rows(model, [row for number in numbers for row in groups[number]], max_tokens))
         yield [(number, [next(scores) for _ in groups[number]]) for number in numbers]
@@ -85,7 +87,7 @@ def _grouped(model: AdaptedModel, number: int, rows: Sequence[RoutedRow]) -> _Gr
     shared = _common([row.ids for row in own], learnt)
     if shared < LEAST_SHARED:
         return None
-    return _Group(own, stack, shared, [(number, place) for place in range(len(own))])
+    return _Group(number, own, stack, shared)
 
 
 def _first_learnt(row: EncodedRow) -> int:
@@ -130,6 +132,24 @@ def _plain_batches(
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _score_in_parts(model: AdaptedModel, batch: Sequence[_Group]) -> None:
+    """Score groups together; in halves where there is not memory enough for all."""
+    try:
+        _score(model, batch)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            raise UserError(
+                f"there is not enough memory for {len(batch[0].rows)} answers to a question of {batch[0].shared:,} "
+                f"tokens: {str(error).splitlines()[0]}",
+                hint="Close other programs, or take a smaller base.",
+            ) from error
+        half = len(batch) // 2
+        _score_in_parts(model, batch[:half])
+        _score_in_parts(model, batch[half:])
 
 
 @torch.no_grad()

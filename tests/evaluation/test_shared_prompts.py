@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from graftlm import AdaptedModel, LoRA
 from graftlm.adapters.routing import Stack
 from graftlm.data.batches import EncodedRow
 from graftlm.errors import UserError
+from graftlm.evaluation import shared_prompts
 from graftlm.evaluation.shared_prompts import score_groups
 from graftlm.training.forward import RoutedRow, RowScore, score_rows
 from tests.families import ENCODERS, FAMILIES, VOCABULARY, add_random, make_base
@@ -115,3 +117,25 @@ def test_encoders_and_rows_of_heads_are_scored_as_they_are(make_model: Callable[
     ids = list(range(3, 20))
     rows = [EncodedRow(ids, [False] * 17, "here", n, targets=[-1] * 16 + [n]) for n in (4, 5)]
     assert_like_alone(model, [[RoutedRow(row, ()) for row in rows]])
+
+
+def test_without_memory_for_all_it_goes_on_in_halves(
+    make_model: Callable[..., AdaptedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("llama")
+    groups = groups_of([(), ()])
+    whole = scored(model, groups, 10_000)
+    real, most = shared_prompts.go_on, 2
+
+    def short(model: AdaptedModel, sequences: list[list[int]], *rest: Any) -> Any:
+        if len(sequences) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(model, sequences, *rest)
+
+    monkeypatch.setattr(shared_prompts, "go_on", short)
+    pairs = [group[:2] for group in groups]
+    for one, other in zip(scored(model, pairs, 10_000), whole, strict=True):
+        assert [score.log_prob for score in one] == pytest.approx([score.log_prob for score in other[:2]], rel=1e-5)
+    most = 0
+    with pytest.raises(UserError, match="not enough memory for 2 answers"):
+        scored(model, pairs, 10_000)
