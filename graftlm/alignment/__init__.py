@@ -1,4 +1,4 @@
-"""Reinforcement learning from preferences: advantages, and the control of the divergence from the reference."""
+"""Reinforcement learning from preferences: answers of policies, what they are worth, and what is learnt from them."""
 
 from graftlm.alignment.advantages import (
     MovingBaseline,
@@ -9,18 +9,62 @@ from graftlm.alignment.advantages import (
     penalised_rewards,
     whiten,
 )
+from graftlm.alignment.best_of_n import Selection, best_of_n, best_of_n_kl, rejection_sampling
 from graftlm.alignment.controller import AdaptiveKL, FixedKL, KLController, controller_from_state
+from graftlm.alignment.episodes import Episodes, group_episodes, ppo_episodes
+from graftlm.alignment.rewards import (
+    Reward,
+    Rewarded,
+    answered_reward,
+    endpoint_reward,
+    function_reward,
+    python_reward,
+    reward_rollouts,
+)
+from graftlm.alignment.rollouts import Prompt, Rollout, Rollouts, Sampling, make_policy, prompts_of, roll_out
+from graftlm.alignment.scoring import Deviation, Roles, Scores, score_rollouts, token_outputs
+from graftlm.alignment.watching import Concern, PhaseStatistics, concerns, phase_statistics
 
 __all__ = [
     "AdaptiveKL",
+    "Concern",
+    "Deviation",
+    "Episodes",
     "FixedKL",
     "KLController",
     "MovingBaseline",
+    "PhaseStatistics",
+    "Prompt",
+    "Reward",
+    "Rewarded",
+    "Roles",
+    "Rollout",
+    "Rollouts",
+    "Sampling",
+    "Scores",
+    "Selection",
+    "answered_reward",
+    "best_of_n",
+    "best_of_n_kl",
+    "concerns",
     "controller_from_state",
+    "endpoint_reward",
+    "function_reward",
     "gae",
     "group_advantages",
+    "group_episodes",
     "informative",
     "leave_one_out_advantages",
+    "make_policy",
     "penalised_rewards",
+    "phase_statistics",
+    "ppo_episodes",
+    "prompts_of",
+    "python_reward",
+    "rejection_sampling",
+    "reward_rollouts",
+    "roll_out",
+    "score_rollouts",
+    "token_outputs",
     "whiten",
 ]

@@ -276,7 +276,9 @@ class Completion:
 
     ``token_ids`` are all new tokens, a stop token included; ``text`` leaves out special tokens and the stop text, and
     is None if the engine has no tokenizer. ``log_probs`` are those of ``token_ids`` under the model as it is, before
-    penalties, biases, temperature and truncation: a scoring pass gives the same. ``top_log_probs`` has for each new
+    penalties, biases, temperature and truncation: a scoring pass gives the same. ``drawn_log_probs``: those under the
+    distribution that each token was drawn from, after all of these; 0 where nothing is drawn, as in greedy answers and
+    beams. ``top_log_probs`` has for each new
     token the likeliest tokens under the model as it is; it is empty unless asked for. ``prompt_log_probs``: those of
     the prompt's tokens, None for the first, which follows nothing.
     ``finish_reason``: a stop token or text; max_new_tokens; the end of the model's context; cancelled; an error of this
@@ -292,6 +294,7 @@ class Completion:
     prompt_log_probs: tuple[float | None, ...] | None = None
     error: str | None = None
     index: int = 0
+    drawn_log_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import torch
 from graftlm.adapters.routing import Stack
 from graftlm.generation.constraints import Constraint
 from graftlm.generation.requests import Completion, FinishReason, RequestId, SamplingSettings, TokenEvent
-from graftlm.generation.sampling import Allowed, RowSettings, choose, top_log_probs, uniform
+from graftlm.generation.sampling import Allowed, RowSettings, choose_and_tell, top_log_probs, uniform
 from graftlm.generation.text import TextStream
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Row:
     constraint: Constraint | None = None
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    drawn_log_probs: list[float] = field(default_factory=list)
     top_log_probs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     prompt_log_probs: list[float | None] | None = None
     search: Search | None = field(default=None, repr=False)
@@ -78,8 +79,10 @@ class Row:
         """That of its newest token."""
         return len(self.prompt) + len(self.tokens) - 1
 
-    def add(self, token: int, log_prob: float, top: tuple[tuple[int, float], ...] = ()) -> TokenEvent:
-        """Take a new token in."""
+    def add(
+        self, token: int, log_prob: float, top: tuple[tuple[int, float], ...] = (), drawn: float = 0.0
+    ) -> TokenEvent:
+        """Take a new token in. ``drawn``: its log-probability under what it was drawn from, 0 if nothing is drawn."""
         if not math.isfinite(log_prob):
             return self.fail(f"{_whose(self.stack)} gives logits that are not finite")
         if token < 0:
@@ -87,6 +90,7 @@ class Row:
             return self.fail(bound.error if bound is not None and bound.error else "its settings allow no token at all")
         self.tokens.append(token)
         self.log_probs.append(log_prob)
+        self.drawn_log_probs.append(drawn)
         if top:
             self.top_log_probs.append(top)
         if self.constraint is not None:
@@ -136,6 +140,7 @@ class Row:
             top_log_probs=tuple(self.top_log_probs),
             prompt_log_probs=None if prompt is None else tuple(prompt[self.added :]),
             error=error,
+            drawn_log_probs=tuple(self.drawn_log_probs),
         )
 
 
@@ -155,10 +160,13 @@ def choose_tokens(rows: Sequence[Row], settings: RowSettings, logits: torch.Tens
     if settings.counted:
         generated = _padded([row.tokens for row in rows], logits.shape[1]).to(logits.device)
     uniforms = uniforms.to(logits.device)
-    tokens, log_probs = choose(logits, settings, uniforms, history, generated, _allowed(rows, logits))
+    chosen = choose_and_tell(logits, settings, uniforms, history, generated, _allowed(rows, logits))
+    tokens, log_probs, drawn = (each.tolist() for each in chosen)
     top = top_log_probs(logits, settings)
-    chosen = enumerate(zip(rows, tokens.tolist(), log_probs.tolist(), strict=True))
-    return [row.add(token, log_prob, top.get(number, ())) for number, (row, token, log_prob) in chosen]
+    return [
+        row.add(tokens[number], log_probs[number], top.get(number, ()), drawn[number])
+        for number, row in enumerate(rows)
+    ]
 
 
 def _allowed(rows: Sequence[Row], logits: torch.Tensor) -> Allowed | None:

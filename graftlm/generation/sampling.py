@@ -131,10 +131,26 @@ def choose(
     log-probabilities (rows,) under ``logits`` as they are. One that is not finite means that the row's logits are not;
     token -1 beside one that is, that biases and constraint allow no token at all.
     """
-    tokens, log_probs = zip(
+    tokens, log_probs, _ = choose_and_tell(logits, settings, uniforms, history, generated, allowed)
+    return tokens, log_probs
+
+
+def choose_and_tell(
+    logits: torch.Tensor,
+    settings: RowSettings,
+    uniforms: torch.Tensor,
+    history: torch.Tensor | None = None,
+    generated: torch.Tensor | None = None,
+    allowed: Allowed | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`choose`, and the tokens' log-probabilities (rows,) under the distributions that they were drawn from.
+
+    Those of greedy rows are 0: nothing is drawn there.
+    """
+    tokens, log_probs, drawn = zip(
         *(_choose_block(logits, block, uniforms, history, generated, allowed) for block in settings.blocks), strict=True
     )
-    return torch.cat(tokens), torch.cat(log_probs)
+    return torch.cat(tokens), torch.cat(log_probs), torch.cat(drawn)
 
 
 def top_log_probs(logits: torch.Tensor, settings: RowSettings) -> dict[int, TopTokens]:
@@ -156,8 +172,8 @@ def _choose_block(
     history: torch.Tensor | None,
     generated: torch.Tensor | None,
     allowed: Allowed | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`choose` for the rows of one block; all rows come in."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`choose_and_tell` for the rows of one block; all rows come in."""
     scores = _processed(logits, block, history, generated, allowed)
     logits = logits[block.part]
     best = largest(logits)[:, None]
@@ -178,7 +194,17 @@ def _choose_block(
         if block.truncated is not None:
             truncate_(chances, *block.truncated)
         tokens[rows] = draw(chances, uniforms[block.part][rows])[:, None]
-    return tokens.squeeze(1), (logits.gather(1, tokens.clamp(min=0)) - total).squeeze(1)
+    known = tokens.clamp(min=0)
+    log_probs = logits.gather(1, known) - total
+    drawn = torch.zeros_like(log_probs)
+    if block.sampled:
+        if scores is None and block.temperature is None and block.truncated is None:
+            drawn[rows] = log_probs[rows]
+        else:
+            drawn[rows] = chances.gather(1, known[rows]).log()
+            if block.truncated is not None:
+                drawn[rows] -= chances.sum(-1, keepdim=True).log()
+    return tokens.squeeze(1), log_probs.squeeze(1), drawn.squeeze(1)
 
 
 def _processed(

@@ -20,7 +20,15 @@ from transformers import (
 
 from graftlm.generation.distributions import draw
 from graftlm.generation.requests import SamplingSettings
-from graftlm.generation.sampling import Allowed, RowSettings, choose, sample_seed, top_log_probs, uniform
+from graftlm.generation.sampling import (
+    Allowed,
+    RowSettings,
+    choose,
+    choose_and_tell,
+    sample_seed,
+    top_log_probs,
+    uniform,
+)
 
 VOCABULARY = 1000
 
@@ -112,9 +120,11 @@ def test_choices_equal_transformers_processors_in_their_order(settings: dict[str
         processors.append(MinPLogitsWarper(row.min_p))
     scores = processors(history, logits.clone())
     expected = draw(scores.softmax(-1), uniforms) if row.temperature else scores.argmax(-1)
-    tokens, log_probs = choose(logits, RowSettings.of([row] * 8), uniforms, history)
+    tokens, log_probs, drawn = choose_and_tell(logits, RowSettings.of([row] * 8), uniforms, history)
     assert torch.equal(tokens, expected)
     torch.testing.assert_close(log_probs, logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1))
+    known = scores.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+    torch.testing.assert_close(drawn, known if row.temperature else torch.zeros_like(drawn), rtol=1e-4, atol=1e-5)
 
 
 def test_penalties_by_count_and_biases_change_the_choice() -> None:
