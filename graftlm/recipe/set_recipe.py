@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from graftlm.data.readers import find_sources
-from graftlm.errors import UserError
-from graftlm.recipe.places import Place, read_yaml
-from graftlm.recipe.problems import KeyPath, Problem, RecipeError, schema_at, show, translate, unknown_key
+from graftlm.recipe.problems import KeyPath
 from graftlm.recipe.schema import Names, Pattern
+from graftlm.recipe.strict import listed, missing_files, parse_keys, read_text
 
 PROMPTSOURCE = "promptsource:"  # templates of a file: promptsource:templates.jsonl.gz#glue/sst2
 UNSEEN = "unseen"  # the split of task families that are held out
@@ -193,14 +190,9 @@ def load_set_recipe(path: str | Path, *, folder: Path | None = None) -> tuple[Se
         UserError: the file cannot be read.
         RecipeError: all of its mistakes, each with its line.
     """
-    file = Path(path).expanduser()
-    try:
-        text = file.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the recipe {path} is not UTF-8, at byte {error.start}", hint="Save it as UTF-8.") from error
-    return parse_set_recipe(text, str(path), folder=folder or file.resolve().parent), text
+    file = Path(path)
+    text = read_text(file, "recipe")
+    return parse_set_recipe(text, str(path), folder=folder or file.expanduser().resolve().parent), text
 
 
 def parse_set_recipe(text: str, source: str = "recipe.yaml", *, folder: Path) -> SetRecipe:
@@ -209,33 +201,8 @@ def parse_set_recipe(text: str, source: str = "recipe.yaml", *, folder: Path) ->
     Raises:
         RecipeError: all of its mistakes, each with its line.
     """
-    value, place, problems = read_yaml(text, source)
-    found: list[tuple[KeyPath, str]] = []
-    recipe = None
-    if not isinstance(value, dict):
-        found.append(((), f"a recipe must be a mapping (sources: …), is {show(value)}"))
-    else:
-        try:
-            recipe = SetRecipe.model_validate_json(json.dumps(value), strict=True)
-        except ValidationError as error:
-            found += [(path, _words(path, words)) for path, words in translate(error, SetRecipe, value)]
-        found += _missing_files(value, folder)
-    problems += [_placed(place, path, words) for path, words in found]
-    if problems or recipe is None:
-        raise RecipeError(source, problems)
-    return recipe
-
-
-def _words(path: KeyPath, words: str) -> str:
-    if words != "unknown key":
-        return words
-    known: Mapping[str, Any] = schema_at(SetRecipe, path[:-1]).get("properties", {})
-    return unknown_key(str(path[-1]), known, {})
-
-
-def _placed(place: Place, path: KeyPath, words: str) -> Problem:
-    at = place.at(path)
-    return Problem(words, path, at.line, at.column)
+    expected = "a recipe must be a mapping (sources: …)"
+    return parse_keys(text, source, SetRecipe, expected, look=lambda value: _missing_files(value, folder))
 
 
 def _missing_files(value: Mapping[str, Any], folder: Path) -> list[tuple[KeyPath, str]]:
@@ -243,19 +210,12 @@ def _missing_files(value: Mapping[str, Any], folder: Path) -> list[tuple[KeyPath
     paths: list[tuple[KeyPath, Any]] = []
     for name, source in _mapping(value.get("sources")).items():
         for key in ("path", "demonstrations_from", "join"):
-            paths += [(("sources", name, key), path) for path in _listed(_mapping(source).get(key))]
+            paths += [(("sources", name, key), path) for path in listed(_mapping(source).get(key))]
     filters = _mapping(value.get("filters"))
     for key in ("overlap", "shared_answers"):
         for name, files in _mapping(filters.get(key)).items():
-            paths += [(("filters", key, name), path) for path in _listed(files)]
-    problems: list[tuple[KeyPath, str]] = []
-    for where, path in paths:
-        if isinstance(path, str) and path:
-            try:
-                find_sources(folder / Path(path).expanduser())
-            except UserError as error:
-                hint = f" ({error.hint})" if error.hint else ""
-                problems.append((where, f"{error.message}{hint}"))
+            paths += [(("filters", key, name), path) for path in listed(files)]
+    problems = missing_files(paths, folder)
     words = filters.get("words")
     if isinstance(words, str) and not (folder / Path(words).expanduser()).is_file():
         problems.append((("filters", "words"), f"{folder / words}: there is no such file"))
@@ -264,7 +224,3 @@ def _missing_files(value: Mapping[str, Any], folder: Path) -> list[tuple[KeyPath
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
