@@ -9,8 +9,10 @@ import torch
 import graftlm
 from graftlm import AdaptedModel
 from graftlm.adapters.heads import ClassHead
+from graftlm.alignment.rewards import function_reward, reward_rollouts
 from graftlm.alignment.rollouts import Prompt, Sampling, make_policy, prompts_of, roll_out
 from graftlm.alignment.scoring import Roles, score_rollouts, token_outputs
+from graftlm.alignment.watching import concerns, phase_statistics
 from graftlm.data.instances import Instance, Message
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
@@ -72,11 +74,12 @@ def test_policies_together_draw_what_each_draws_alone(worded: Make, template: Ch
 
 
 def test_answers_depend_on_step_prompt_and_sample(worded: Make, template: ChatTemplate) -> None:
-    model = worded()
-    add_random(model, {"a": graftlm.LoRA(rank=2)})
+    model, resumed = worded(), worded()
+    for each in (model, resumed):
+        add_random(each, {"a": graftlm.LoRA(rank=2)})
     policy = make_policy(model, "a", template)
-    first, again, later = (roll_out(model, [policy], PROMPTS, WIDE, step=step) for step in (1, 1, 2))
-    assert first == again  # the same bits
+    first, later = (roll_out(model, [policy], PROMPTS, WIDE, step=step) for step in (1, 2))
+    assert roll_out(resumed, [make_policy(resumed, "a", template)], PROMPTS, WIDE, step=1) == first  # the same bits
     assert [a.token_ids for a in first.answers] != [a.token_ids for a in later.answers]
     fewer = roll_out(model, [policy], PROMPTS[1:], WIDE, step=1)
     assert [a.token_ids for a in fewer.answers] == [a.token_ids for a in first.answers[3:]]
@@ -194,6 +197,21 @@ def test_prompts_longer_than_the_context_are_told(worded: Make, template: ChatTe
     score_rollouts(model, rollouts, bound=1e-4)
     with pytest.raises(UserError, match=r"no policy can be asked any prompt: prompts, row 3: the prompt has 83 tokens"):
         roll_out(model, policies, prompts[2:], WIDE, step=1)
+
+
+def test_policies_that_never_end_are_cut_off_and_pay_for_it(worded: Make, template: ChatTemplate) -> None:
+    model = worded()
+    add_random(model, {"a": graftlm.LoRA(rank=2)})
+    policy = replace(make_policy(model, "a", template), stop_ids=())
+    rollouts = roll_out(model, [policy], PROMPTS, WIDE, step=1)
+    assert {answer.finish for answer in rollouts.answers} == {"length"}
+    assert {len(answer.token_ids) for answer in rollouts.answers} == {6}
+    scores = score_rollouts(model, rollouts)
+    rewarded = reward_rollouts(rollouts, [function_reward(lambda messages, text: 1.0, "one")], missing_end_penalty=3.0)
+    assert set(rewarded.totals.tolist()) == {-2.0}
+    statistics = phase_statistics(rollouts, scores, rewarded, "a")
+    assert (statistics.ended, statistics.equal_groups) == (0.0, 3)
+    assert {"never_ends", "equal_rewards"} == {concern.kind for concern in concerns([statistics])}
 
 
 def test_weights_that_are_no_numbers_stop_the_rollout(worded: Make, template: ChatTemplate) -> None:
