@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graftlm.cli.console import console, parse_variables, print_warnings
+from graftlm.cli.data_agreement import agreement_command, parse_criteria, print_definitions
 from graftlm.cli.data_build import build_command
 from graftlm.cli.data_collect import check_demonstrations, collect
 from graftlm.cli.data_format import format_command, templates_command
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from graftlm.data.heads import HeadSettings
+    from graftlm.data.instances import Instance
     from graftlm.data.prepare import Instances, PreparedData
     from graftlm.data.preview import TokenText
 
@@ -25,6 +27,7 @@ app = typer.Typer(help="Look at data before training on it.", no_args_is_help=Tr
 app.command("format")(format_command)
 app.command("build")(build_command)
 app.command("inspect")(inspect_command)
+app.command("agreement")(agreement_command)
 app.command("templates")(templates_command)
 app.command("collect")(collect)
 app.command("check-demonstrations")(check_demonstrations)
@@ -57,15 +60,21 @@ def preview(
         typer.Option("--set", help="Value of a {{name}} in the rows: --set name=Ada. Repeatable."),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of a data set (default: train).")] = None,
+    criterion: Annotated[
+        list[str] | None,
+        typer.Option(help='The definition of a criterion of your own: --criterion polite="…". Repeatable.'),
+    ] = None,
     tokens: Annotated[int, typer.Option(min=10, help="How many tokens of a row are shown.")] = 400,
 ) -> None:
     """Show rows as the model will see them, token by token, and count what is kept, cut and dropped."""
     import warnings
+    from dataclasses import replace
 
     from graftlm.data.readers import find_sources
 
     find_sources(file)  # a misspelt path is told before torch is imported, which takes seconds
     from graftlm.data.labelled import choose_rendering
+    from graftlm.data.preference_facts import describe, facts_of
     from graftlm.data.prepare import check_variables, load_instances, prepare
     from graftlm.data.templates import resolve_chat_template
 
@@ -91,18 +100,23 @@ def preview(
         train_on=roles,
         decoder_start=getattr(config, "decoder_start_token_id", None),
     )
+    # Of preference rows the first answer is rendered, whatever was said of it, and the others are shown below.
+    plain = [each.chosen for each in loaded.items]
+    judged = {id(one): each for one, each in zip(plain, loaded.items, strict=True) if each.is_preference}
+    facts = facts_of(loaded.items)
     data = prepare(
-        loaded, template, tokenizer, max_length=max_length, max_dropped=1.0, rendering=rendering, preferences="chosen"
+        replace(loaded, items=plain), template, tokenizer, max_length=max_length, max_dropped=1.0, rendering=rendering
     )
     console.print(f"{file}: {data.summary}", markup=False, soft_wrap=True)
     if loaded.ignored:
         console.print(f"columns not used: {', '.join(loaded.ignored)}", style="dim", markup=False, soft_wrap=True)
-    rejected = {(each.source, each.row): each.rejected.content for each in loaded.items if each.rejected is not None}
-    if rejected:
-        console.print(f"preference rows: {len(rejected):,}; the tokens are those of the chosen answers", soft_wrap=True)
+    if judged:
+        for line in describe(facts):
+            console.print(line, markup=False, soft_wrap=True)
+        print_definitions(facts.criteria, parse_criteria(criterion or []))
     print_warnings(caught)
     console.print(f"template: {template.name}, sha256 {template.hash[:12]}; tokenizer of {base}\n", markup=False)
-    _print_rows(console, data, tokenizer, rows, tokens, rejected)
+    _print_rows(console, data, tokenizer, rows, tokens, judged)
     _print_totals(console, data)
     if max_length is None and config is not None:
         _print_longer(console, data, base, config)
@@ -146,17 +160,18 @@ def _print_rows(
     tokenizer: PreTrainedTokenizerBase,
     rows: int,
     most: int,
-    rejected: dict[tuple[str, int], str],
+    judged: dict[int, Instance],
 ) -> None:
     from dataclasses import replace
 
+    from graftlm.data.preference_facts import describe_answers
     from graftlm.data.preview import as_text, learnt_tokens, sequences, token_texts
 
     colour = console.is_terminal and not console.no_color
     if rows:
         how = "[bold black on green]green[/]" if colour else "⟦in brackets⟧"
         console.print(f"Learnt tokens are {how}; | parts tokens; · space, ⏎ new line, ³ three tokens for one sign.\n")
-    for row in data.rows[:rows]:
+    for instance, row in zip(data.instances[:rows], data.rows, strict=False):
         head = f"{Path(row.source).name}, row {row.row}: {row.tokens:,} tokens, {learnt_tokens(row):,} learnt"
         console.print(head, style="bold", markup=False)
         for part in sequences(row):
@@ -168,8 +183,8 @@ def _print_rows(
             if len(part.ids) > most:
                 more = f"… {len(part.ids) - most:,} more tokens (--tokens {len(part.ids)} shows all)"
                 console.print(more, style="dim")
-        if (row.source, row.row) in rejected:
-            console.print(f"rejected: {rejected[row.source, row.row]}", markup=False, soft_wrap=True)
+        for line in describe_answers(judged[id(instance)]) if id(instance) in judged else ():
+            console.print(line, markup=False, soft_wrap=True)
         console.print()
 
 

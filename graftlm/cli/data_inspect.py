@@ -15,6 +15,7 @@ from graftlm.errors import UserError
 if TYPE_CHECKING:
     from graftlm.data.filters import Contamination
     from graftlm.data.instances import Instance
+    from graftlm.data.prepare import RowCounts
 
 
 def inspect_command(
@@ -33,15 +34,18 @@ def inspect_command(
     seed: Annotated[int, typer.Option(help="Seed of the rows that are drawn.")] = 0,
 ) -> None:
     """Write one page that shows a set: counts, lengths, first words, rows as tokens, near duplicates, overlaps."""
+    from graftlm.data.prepare import RowCounts
     from graftlm.data.sets import is_set, read_card
 
-    instances = _instances(data, split)
+    counts = RowCounts()
+    instances = _instances(data, split, counts)
     found_by = _contamination(against or [])
     card = read_card(data) if is_set(data) else None
     from transformers import AutoConfig
 
     from graftlm.base.loading import base_kind, load_tokenizer, resolve_base
     from graftlm.data.labelled import choose_rendering
+    from graftlm.data.preference_facts import describe
     from graftlm.data.templates import resolve_chat_template
     from graftlm.evaluation.set_report import look, write_set_report
 
@@ -65,18 +69,24 @@ def inspect_command(
     title = f"{name}, split {split}" if split else name
     write_set_report(page, title, found, rendering, tokenizer, rows=rows, card=card, against=found_by)
     console.print(f"{page}: {found.rows:,} instances", markup=False, soft_wrap=True)
+    if found.preferences.rows:
+        for line in describe(found.preferences):
+            console.print(line, markup=False, soft_wrap=True)
+    for word, table in (("truncated", counts.truncated), ("dropped", counts.dropped)):
+        for reason, number in table.items():
+            places = ", ".join(counts.examples[reason][:3])
+            console.print(f"{word} {number:,}: {reason} ({places})", markup=False, soft_wrap=True)
     for overlap, number in found.overlapping.items():
         console.print(f"{number:,} {overlap}", markup=False, soft_wrap=True)
 
 
-def _instances(data: Path, split: str | None) -> Iterator[Instance]:
-    from graftlm.data.prepare import RowCounts, read_instances
+def _instances(data: Path, split: str | None, counts: RowCounts) -> Iterator[Instance]:
+    from graftlm.data.prepare import read_instances
     from graftlm.data.readers import find_sources
     from graftlm.data.sets import is_set, read_set
 
     if is_set(data):
         return read_set(data, split)
-    counts = RowCounts()
     return chain.from_iterable(read_instances(file, counts, split=split).instances for file in find_sources(data))
 
 

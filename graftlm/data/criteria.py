@@ -8,7 +8,8 @@ from graftlm.errors import UserError
 
 # Written from Askell et al. 2021 (section 1) and Ouyang et al. 2022 (section 3.6), in our own words.
 DEFINITIONS = {
-    "helpful": "The answer does what was asked, in the way that the person meant, and says what is missing if it cannot.",
+    "helpful": "The answer does what was asked, in the way that the person meant, and says what is missing if it"
+    " cannot.",
     "honest": "The answer says nothing that its writer knows or could know to be false, and is open about what is not"
     " known.",
     "harmless": "The answer insults nobody, helps nobody to do harm, and may refuse where that is the only way.",

@@ -16,8 +16,10 @@ from graftlm.data.verdicts import (
     best_first,
     chosen_over,
     has_verdict,
+    in_order,
+    label_of,
     of_answers,
-    overall,
+    scores_of,
     verdicts_of,
 )
 from graftlm.errors import UserError
@@ -141,6 +143,8 @@ def read_list(row: Row) -> Judged:
     )
     if not verdicts and key not in RANKED:
         raise RowProblem("nothing is said of the answers")
+    if key in RANKED and len(entries) > 1:
+        verdicts = in_order(row, verdicts, tuple(map(float, range(len(entries)))))
     if len(entries) == 1 and not any(verdict.kind != "ranks" for verdict in verdicts):
         raise RowProblem("a ranked list of one answer")
     return _judged(row, [(key, _text_in(entry)) for entry in entries], verdicts)
@@ -190,13 +194,16 @@ def refuse_preferences(instances: Sequence[Instance]) -> None:
 
 
 def chosen_answers(instances: Sequence[Instance], counts: RowCounts) -> list[Instance]:
-    """Instances with their best answers alone; where none was liked best, or the one was judged bad, they are dropped."""
+    """Instances with their best answers alone.
+
+    Those where none was liked best, or whose only answer most annotators did not find good, are dropped and counted.
+    """
     kept = []
     for instance in instances:
-        scores = overall(instance.verdicts, len(instance.answers)) if instance.verdicts else None
-        if scores is not None and len(scores) > 1 and scores[0] == max(scores[1:]):
+        scores = scores_of(instance)
+        if scores is not None and len(scores) > 1 and scores[0] in scores[1:]:
             counts.drop(TIED, instance.source, instance.row)
-        elif scores is not None and instance.verdicts[0].kind == "labels" and scores[0] <= 0.5:
+        elif any(verdict.kind == "labels" for verdict in instance.verdicts) and not label_of(instance):
             counts.drop(BAD_ANSWER, instance.source, instance.row)
         else:
             kept.append(instance.chosen)

@@ -75,22 +75,23 @@ def verdicts_of(row: Row, count: int) -> tuple[Verdict, ...]:
 
 
 def chosen_over(row: Row) -> tuple[Verdict, ...]:
-    """What a row with a chosen and a rejected answer says beside that, in this order."""
-    found = list(verdicts_of(row, 2))
-    if any("kind" in entry for entry in _entries(row)):
-        return tuple(found)  # a row that graftlm wrote says all there is
+    """What a row with a chosen and a rejected answer says of them, in this order."""
+    found = verdicts_of(row, 2)
     scores = next((pair for pair in _SCORES if all(_is_number(row.get(key)) for key in pair)), None)
-    annotator, criterion = (_first_text(row, keys) for keys in (ANNOTATOR, CRITERION))
-    criterion = criterion_name(criterion)
     if scores is not None:
+        annotator, criterion = (_first_text(row, keys) for keys in (ANNOTATOR, CRITERION))
         values = (float(row[scores[0]]), float(row[scores[1]]))
-        found.append(Verdict("ratings", values, criterion, annotator))
+        found += (Verdict("ratings", values, criterion_name(criterion), annotator),)
+    return in_order(row, found, (0.0, 0.0 if row.get("tie") else 1.0))
+
+
+def in_order(row: Row, found: tuple[Verdict, ...], ranks: Values) -> tuple[Verdict, ...]:
+    """What was ``found`` of answers that stand in an order, with the ``ranks`` that the order tells."""
+    if any(verdict.kind == "ranks" for verdict in found) or any("kind" in entry for entry in _entries(row)):
+        return found  # ranks are given; and a row that graftlm wrote says all there is
+    annotator, criterion = (_first_text(row, keys) for keys in (ANNOTATOR, CRITERION))
     margin = _number(row.get("margin"), "margin") or 0.0
-    tie = bool(row.get("tie"))
-    if tie or annotator or criterion or margin or found:
-        if not any(verdict.kind == "ranks" for verdict in found):
-            found.insert(0, Verdict("ranks", (0.0, 0.0 if tie else 1.0), criterion, annotator, margin))
-    return tuple(found)
+    return (Verdict("ranks", ranks, criterion_name(criterion), annotator, margin), *found)
 
 
 _SCORES = (
@@ -102,21 +103,51 @@ _SCORES = (
 SCORES = tuple(column for pair in _SCORES for column in pair)
 
 
-def overall(verdicts: Sequence[Verdict], count: int) -> list[float] | None:
-    """How good each of ``count`` answers is on the whole; None where nothing compares them.
+def overall(verdicts: Sequence[Verdict], count: int) -> list[float | None] | None:
+    """How good each of ``count`` answers is on the whole, the highest is the best; None where nothing was said.
 
     Ranks go before ratings, and ratings before labels; of one kind, what is said as a whole goes before criteria. What
-    is left is averaged, so that an answer that was not judged is the worst.
+    is left is averaged.
     """
     for kind in ("ranks", "ratings", "labels"):
         of_kind = [verdict for verdict in verdicts if verdict.kind == kind]
         used = [verdict for verdict in of_kind if not verdict.criterion] or of_kind
         if used:
-            said = [
-                [score for score in each if score is not None] for each in zip(*(v.scores for v in used), strict=True)
-            ]
-            return [math.fsum(each) / len(each) if each else -math.inf for each in said[:count]]
+            each = zip(*(verdict.scores for verdict in used), strict=True)
+            said = [[score for score in scores if score is not None] for scores in each]
+            return [math.fsum(scores) / len(scores) if scores else None for scores in said[:count]]
     return None
+
+
+def scores_of(instance: Instance, criterion: str | None = None) -> list[float | None] | None:
+    """How good each answer of an instance is, the highest is the best: on the whole, or by one criterion.
+
+    Several annotators are averaged. None stands for an answer that was not judged, and None alone where nothing was
+    said by this criterion. Answers of which nothing is said at all stand best first.
+    """
+    count = len(instance.answers)
+    if not instance.verdicts:
+        return [-float(place) for place in range(count)] if count > 1 and not criterion else None
+    if criterion is None:
+        return overall(instance.verdicts, count)
+    return overall([verdict for verdict in instance.verdicts if verdict.criterion == criterion], count)
+
+
+def label_of(instance: Instance, criterion: str | None = None) -> bool | None:
+    """Whether a single answer is good: what most annotators say, and None where as many say the other or none does."""
+    said = [
+        verdict.values[0]
+        for verdict in instance.verdicts
+        if verdict.kind == "labels" and criterion in (None, verdict.criterion) and len(verdict.values) == 1
+    ]
+    balance = sum(2 * value - 1 for value in said if value is not None)
+    return None if balance == 0 else balance > 0
+
+
+def margin_of(instance: Instance, criterion: str | None = None) -> float:
+    """By how much the better answers are better: the mean of the margins that were given, else 0."""
+    given = [v.margin for v in instance.verdicts if v.margin and criterion in (None, v.criterion)]
+    return math.fsum(given) / len(given) if given else 0.0
 
 
 def best_first(answers: Sequence[str], verdicts: Sequence[Verdict]) -> tuple[list[str], tuple[Verdict, ...]]:
@@ -127,7 +158,8 @@ def best_first(answers: Sequence[str], verdicts: Sequence[Verdict]) -> tuple[lis
     scores = overall(verdicts, len(answers))
     order = list(range(len(answers)))
     if scores is not None:
-        order.sort(key=lambda place: -scores[place])
+        # An answer that was not judged stands last.
+        order.sort(key=lambda place: math.inf if (score := scores[place]) is None else -score)
     moved = tuple(replace(verdict, values=tuple(verdict.values[place] for place in order)) for verdict in verdicts)
     return [answers[place] for place in order], () if _obvious(moved) else moved
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftlm.base.files import write_text
+from graftlm.data.criteria import WHOLE
 from graftlm.data.filters import Contamination, language_of, near_groups, units
 from graftlm.data.instances import Instance
 from graftlm.data.mixing import row_key
+from graftlm.data.preference_facts import PreferenceFacts
 from graftlm.data.prepare import RowCounts
 from graftlm.data.preview import Bar, TokenText, histogram, learnt_tokens, sequences, token_texts
 from graftlm.data.rendering import Rendering
@@ -50,6 +52,7 @@ class Look:
     overlaps: dict[str, list[Instance]] = field(default_factory=dict)
     overlapping: Counter[str] = field(default_factory=Counter)
     sample: list[Instance] = field(default_factory=list)
+    preferences: PreferenceFacts = field(default_factory=PreferenceFacts)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def look(instances: Iterable[Instance], *, seed: int = 0, against: Contamination
     heap: list[tuple[int, int, Instance]] = []
     for instance in instances:
         found.rows += 1
+        found.preferences.add(instance)
         for name, counter in found.origins.items():
             counter[getattr(instance.provenance, name) or (_guess(instance) if name == "language" else "")] += 1
         prompt, answer = units(prompt_of(instance)), units(answer_of(instance))
@@ -120,10 +124,15 @@ def write_set_report(
     if not found.rows:
         raise UserError(f"{title}: there is no instance to show")
     counts = RowCounts()
-    encoded = list(rendering.rows([each.chosen for each in found.sample[:TOKENISED]], counts))
+    sample = found.sample[:TOKENISED]
+    plain = [each.chosen for each in sample]
+    whole = {id(one): each for one, each in zip(plain, sample, strict=True)}
+    encoded = list(rendering.rows(plain, counts))
+    answers = [one for instance, _ in encoded[:rows] for one in _answers(whole[id(instance)])]
+    titles = {id(instance): title for title, instance in answers}
     shown = [
-        ShownRow(_row_title(instance), token_texts(part, tokenizer)[:MOST_TOKENS], max(len(part.ids) - MOST_TOKENS, 0))
-        for instance, row in encoded[:rows]
+        ShownRow(titles[id(instance)], token_texts(part, tokenizer)[:MOST_TOKENS], max(len(part.ids) - MOST_TOKENS, 0))
+        for instance, row in rendering.rows([instance for _, instance in answers], RowCounts())
         for part in sequences(row)
     ]
     tokens = [row.tokens for _, row in encoded]
@@ -133,10 +142,11 @@ def write_set_report(
         .render(
             title=title,
             facts=_facts(found, tokens, sum(learnt_tokens(row) for _, row in encoded), card),
-            tables=[*_origins(found, card), _first_words(found)],
+            tables=[*_origins(found, card), *_preferences(found.preferences), _first_words(found)],
             lengths=[
                 _bars("Words of a prompt", found.prompt_words),
                 _bars("Words of an answer", found.answer_words),
+                *_preference_lengths(found.preferences),
                 _bars("Tokens of a row", tokens, f"{len(tokens):,} rows that the seed drew"),
             ],
             rows=shown,
@@ -162,6 +172,45 @@ def _row_title(instance: Instance) -> str:
     origin = instance.provenance
     known = [f"{instance.source}, row {instance.row}", origin.task, origin.template, origin.language, origin.licence]
     return " · ".join(text for text in known if text)
+
+
+def _answers(instance: Instance) -> list[tuple[str, Instance]]:
+    """Every answer of a row as a row of its own, and what was said of it."""
+    title, count = _row_title(instance), len(instance.answers)
+    if not instance.is_preference:
+        return [(title, instance)]
+    said = [f"{title} · answer {place + 1} of {count}" if count > 1 else title for place in range(count)]
+    for verdict in instance.verdicts:
+        for place, value in enumerate(verdict.values):
+            said[place] += "" if value is None else f" · {verdict.kind}, {verdict.criterion or WHOLE}: {value:g}"
+    return [(text, instance.with_answer(place)) for place, text in enumerate(said)]
+
+
+def _preferences(found: PreferenceFacts) -> list[Lines]:
+    """Preference rows by form, and by criterion how long the better answers are beside the worse."""
+    tables = [_lines("Preference rows", found.forms)] if found.rows else []
+    for criterion, compared in sorted(found.compared.items()):
+        lengths = {"longer": compared.longer, "shorter": compared.shorter, "as long": compared.equal}
+        note = (
+            "" if compared.longer_wins is None else f"Choosing the longer one is right in {compared.longer_wins:.1%}."
+        )
+        counts = {**lengths, "(a tie)": compared.ties}
+        tables.append(_lines(f"The better answer is, {criterion or WHOLE}", counts, note))
+    for criterion, single in sorted(found.single.items()):
+        ratings = Counter(f"rated {value:g}" for value, _ in single.ratings)
+        labels = Counter({"good": len(single.good), "bad": len(single.bad), "undecided": single.undecided})
+        longer = single.longer_is_good
+        note = "" if longer is None else f"Of a good and a bad answer, the good one is longer in {longer:.1%}."
+        tables.append(_lines(f"Single answers, {criterion or WHOLE}", +(ratings + labels), note))
+    return tables
+
+
+def _preference_lengths(found: PreferenceFacts) -> list[Lines]:
+    """Lengths of better and worse answers in characters."""
+    better, worse = ([n for c in found.compared.values() for n in getattr(c, side)] for side in ("better", "worse"))
+    good, bad = ([n for s in found.single.values() for n in getattr(s, side)] for side in ("good", "bad"))
+    named = {"a better": better, "a worse": worse, "a good": good, "a bad": bad}
+    return [_bars(f"Characters of {name} answer", lengths) for name, lengths in named.items() if lengths]
 
 
 def _facts(found: Look, tokens: Sequence[int], learnt: int, card: SetCard | None) -> list[tuple[str, str, str]]:

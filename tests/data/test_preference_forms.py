@@ -56,6 +56,11 @@ FORMS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[Verdict, ...]]] = 
         ("b", "a", "c"),
         (ranks(1, 2, 2),),
     ),
+    "list by an annotator": (
+        {"prompt": Q, "ranked": ["b", "a"], "worker": "w"},
+        ("b", "a"),
+        (ranks(0, 1, annotator="w"),),
+    ),
     "ranks by criterion": (
         {"prompt": [ASKED], "answers": ["a", "b"], "ranks": {"Helpfulness": [2, 1], "harmless": [1, 2]}},
         ("a", "b"),
@@ -133,7 +138,7 @@ def test_all_forms_are_kept_by_sets_spools_and_files_of_chats(tmp_path: Path) ->
     write_set(tmp_path / "set", found, SetCard())
     assert list(read_set(tmp_path / "set")) == found
     card = read_card(tmp_path / "set")
-    assert card.answers == {"labelled answers": 3, "lists of 3": 3, "pairs": 12, "rated answers": 1}
+    assert card.answers == {"labelled answers": 3, "lists of 3": 3, "pairs": 13, "rated answers": 1}
     assert card.criteria["helpful"] == 4
     assert "| lists of 3 | 3 |" in (tmp_path / "set" / "card.md").read_text("utf-8")
     with Spool() as spool:
