@@ -113,7 +113,7 @@ def preview(
     if judged:
         for line in describe(facts):
             console.print(line, markup=False, soft_wrap=True)
-        print_definitions(facts.criteria, parse_criteria(criterion or []))
+        print_definitions(facts.criteria, parse_criteria(criterion or [], [file]))
     print_warnings(caught)
     console.print(f"template: {template.name}, sha256 {template.hash[:12]}; tokenizer of {base}\n", markup=False)
     _print_rows(console, data, tokenizer, rows, tokens, judged)

@@ -35,7 +35,7 @@ def agreement_command(
     from graftlm.data.agreement import agreement
     from graftlm.data.prepare import load_instances
 
-    known = parse_criteria(criterion or [])
+    known = parse_criteria(criterion or [], files)
     found = load_instances(files, split=split)
     report = agreement(found.items, level)
     if not report.verdicts:
@@ -53,19 +53,23 @@ def agreement_command(
         console.print(f"{out}: {len(every):,} disagreements", markup=False, soft_wrap=True)
 
 
-def parse_criteria(pairs: list[str]) -> dict[str, str]:
-    """The definitions that ship and those of ``--criterion name=definition``.
+def parse_criteria(pairs: list[str], files: list[str]) -> dict[str, str]:
+    """The definitions that ship, those that the cards of sets hold, and those of ``--criterion name=definition``.
 
     Raises:
         UserError: there is no "=", or no definition.
     """
     from graftlm.data.criteria import definitions
+    from graftlm.data.sets import is_set, read_card
 
     if wrong := next((pair for pair in pairs if "=" not in pair), None):
         raise UserError(
             f"--criterion {wrong}: expected NAME=DEFINITION", hint='--criterion polite="Greets and thanks."'
         )
-    return definitions(dict(pair.split("=", 1) for pair in pairs))
+    written: dict[str, str] = {}
+    for file in files:
+        written |= read_card(file).notes.get("criteria", {}) if is_set(Path(file)) else {}
+    return definitions(written | dict(pair.split("=", 1) for pair in pairs))
 
 
 def print_definitions(names: Any, known: dict[str, str]) -> None:

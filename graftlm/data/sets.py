@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.base.files import write_folder, write_json
+from graftlm.data.criteria import WHOLE, definitions
 from graftlm.data.instances import ORIGINS, Instance
 from graftlm.data.preferences import form_of
 from graftlm.data.set_rows import as_instance, as_stored, row_schema
@@ -262,8 +263,11 @@ def describe_card(card: SetCard) -> str:
     if card.answers:
         lines += ["## Preferences", "", "| | rows |", "|---|---:|"]
         lines += [f"| {name} | {number:,} |" for name, number in card.answers.items()]
-        lines += ["", "| criterion | verdicts |", "|---|---:|"] if card.criteria else []
-        lines += [f"| {_cell(name) or '(as a whole)'} | {number:,} |" for name, number in card.criteria.items()]
+        known = definitions(card.notes.get("criteria", {}))
+        lines += ["", "| criterion | verdicts | definition |", "|---|---:|---|"] if card.criteria else []
+        for name, number in card.criteria.items():
+            meaning = known.get(name, "(not written)") if name else ""
+            lines.append(f"| {_cell(name) or WHOLE} | {number:,} | {_cell(meaning)} |")
         lines.append("")
     lines += ["## Left out", ""]
     if card.dropped:

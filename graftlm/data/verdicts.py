@@ -103,11 +103,11 @@ _SCORES = (
 SCORES = tuple(column for pair in _SCORES for column in pair)
 
 
-def overall(verdicts: Sequence[Verdict], count: int) -> list[float | None] | None:
+def overall(verdicts: Sequence[Verdict], count: int) -> list[float] | None:
     """How good each of ``count`` answers is on the whole, the highest is the best; None where nothing was said.
 
     Ranks go before ratings, and ratings before labels; of one kind, what is said as a whole goes before criteria. What
-    is left is averaged.
+    is left is averaged; an answer that was not judged has −∞.
     """
     for kind in ("ranks", "ratings", "labels"):
         of_kind = [verdict for verdict in verdicts if verdict.kind == kind]
@@ -115,7 +115,7 @@ def overall(verdicts: Sequence[Verdict], count: int) -> list[float | None] | Non
         if used:
             each = zip(*(verdict.scores for verdict in used), strict=True)
             said = [[score for score in scores if score is not None] for scores in each]
-            return [math.fsum(scores) / len(scores) if scores else None for scores in said[:count]]
+            return [math.fsum(scores) / len(scores) if scores else -math.inf for scores in said[:count]]
     return None
 
 
@@ -128,9 +128,9 @@ def scores_of(instance: Instance, criterion: str | None = None) -> list[float | 
     count = len(instance.answers)
     if not instance.verdicts:
         return [-float(place) for place in range(count)] if count > 1 and not criterion else None
-    if criterion is None:
-        return overall(instance.verdicts, count)
-    return overall([verdict for verdict in instance.verdicts if verdict.criterion == criterion], count)
+    used = [verdict for verdict in instance.verdicts if criterion in (None, verdict.criterion)]
+    scores = overall(used, count)
+    return None if scores is None else [None if score == -math.inf else score for score in scores]
 
 
 def label_of(instance: Instance, criterion: str | None = None) -> bool | None:
@@ -158,8 +158,7 @@ def best_first(answers: Sequence[str], verdicts: Sequence[Verdict]) -> tuple[lis
     scores = overall(verdicts, len(answers))
     order = list(range(len(answers)))
     if scores is not None:
-        # An answer that was not judged stands last.
-        order.sort(key=lambda place: math.inf if (score := scores[place]) is None else -score)
+        order.sort(key=lambda place: -scores[place])
     moved = tuple(replace(verdict, values=tuple(verdict.values[place] for place in order)) for verdict in verdicts)
     return [answers[place] for place in order], () if _obvious(moved) else moved
 
@@ -193,6 +192,15 @@ def settled(instance: Instance, note: Callable[[str], None] = lambda reason: Non
     messages += [replace(instance.others[place - 1]) for place in kept[1:]]
     verdicts = tuple(replace(v, values=tuple(v.values[place] for place in kept)) for v in instance.verdicts)
     return replace(instance, messages=tuple(messages), verdicts=verdicts)
+
+
+def judged_by(instance: Instance, criterion: str) -> Instance:
+    """The instance with ``criterion`` for what its verdicts, or the order of its answers, say as a whole."""
+    if not instance.is_preference or not criterion:
+        return instance
+    ordered = (Verdict("ranks", tuple(map(float, range(len(instance.answers))))),)
+    verdicts = tuple(replace(v, criterion=v.criterion or criterion) for v in instance.verdicts or ordered)
+    return replace(instance, verdicts=verdicts)
 
 
 def of_answers(entries: Sequence[Row], count: int) -> Row:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from graftlm.data.criteria import criterion_name, definitions
+from graftlm.errors import UserError
 from graftlm.recipe.problems import KeyPath
 from graftlm.recipe.schema import Names, Pattern
 from graftlm.recipe.strict import listed, missing_files, parse_keys, read_text
@@ -34,6 +36,9 @@ class SourceKeys(_Keys):
     language: str = Field("", description="Language as a code, such as en, where the instances do not say.")
     families: dict[str, Names] = Field(
         {}, description="Family of the task by patterns of the template's name: {paraphrase: ['glue_mrpc*', 'paws*']}."
+    )
+    criterion: str = Field(
+        "", description="What the answers of preference rows are judged by, where the rows do not say: harmless."
     )
     split: str | None = Field(
         None, description="Split of a set, or by the column split of labelled rows with a template. Left out: train."
@@ -158,12 +163,24 @@ def _splits(splits: dict[str, float]) -> dict[str, float]:
     return splits
 
 
+def _criteria(own: dict[str, str]) -> dict[str, str]:
+    try:
+        definitions(own)
+    except UserError as error:
+        raise ValueError(error.message) from error
+    return {criterion_name(name): text.strip() for name, text in own.items()}
+
+
 class SetRecipe(_Keys):
     """What a set is made of."""
 
     seed: int = Field(0, ge=0, description="Seed of all that is drawn.")
     sources: dict[str, SourceKeys] = Field(
         min_length=1, examples=["{reviews: {path: reviews.csv}}"], description="Each under a name of your choice."
+    )
+    criteria: Annotated[dict[str, str], AfterValidator(_criteria)] = Field(
+        {},
+        description="Definitions of criteria of your own, for the card: {polite: Greets, and blames nobody.}.",
     )
     filters: FilterKeys = FilterKeys()
     mixture: MixtureKeys = MixtureKeys()

@@ -76,7 +76,7 @@ def build_set(
         found = remover.found if remover is not None else answers.note()
         if found.get("rows"):
             card.notes["contradictions" if remover is None else "contradictions removed"] = found
-        _account(card, read, sampler, folder)
+        _account(card, recipe, read, sampler, folder)
         taken = _once(sampler.take(), split_of, card) if recipe.mixture.repeat else sampler.take()
         instances = chain(taken, (instance for _, _, instance in others.sorted()))
         files = {RECIPE: text} if text else {}
@@ -187,9 +187,11 @@ def _size(keys: MixtureKeys) -> Callable[[Instance], int] | None:
     )
 
 
-def _account(card: SetCard, read: dict[str, RowCounts], sampler: Sampler, folder: Path) -> None:
+def _account(card: SetCard, recipe: SetRecipe, read: dict[str, RowCounts], sampler: Sampler, folder: Path) -> None:
     """Add to what the filters removed what the readers dropped and what the mixture leaves."""
     card.notes["read"] = {name: {"rows": counts.rows, "instances": counts.read} for name, counts in read.items()}
+    if recipe.criteria:
+        card.notes["criteria"] = recipe.criteria
     if unused := {name: counts.unused for name, counts in read.items() if counts.unused}:
         card.notes["no demonstration of"] = unused
     if faults := {name: counts.truncated for name, counts in read.items() if counts.truncated}:

@@ -9,10 +9,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from graftlm.data.criteria import criterion_name
 from graftlm.data.instances import Instance, Provenance
 from graftlm.data.prepare import RowCounts, check_variables, read_instances
 from graftlm.data.readers import find_sources, read_rows
 from graftlm.data.sets import SetCard, Source, check_shards, describe_source, is_set, read_card
+from graftlm.data.verdicts import judged_by
 from graftlm.errors import UserError
 from graftlm.recipe.set_recipe import PROMPTSOURCE, FilterKeys, SetRecipe, SourceKeys
 
@@ -104,7 +106,8 @@ def read_sources(recipe: SetRecipe, folder: Path, read: dict[str, RowCounts]) ->
                 for instance in _read(source, file, folder, recipe.seed, files, read[name]):
                     empty = False
                     origin = _origin(instance.provenance, source)
-                    yield name, instance if origin is instance.provenance else replace(instance, provenance=origin)
+                    known = instance if origin is instance.provenance else replace(instance, provenance=origin)
+                    yield name, judged_by(known, criterion_name(source.criterion))
             except UserError as error:
                 raise UserError(f"source '{name}': {error.message}", hint=error.hint) from error
         try:

@@ -361,3 +361,36 @@ def test_rows_that_disagree_are_told_or_removed(folder, tmp_path):
     )
     assert "contradictions" not in card.notes
     assert card.notes["contradictions removed"]["rows"] == 2
+
+
+def test_preference_rows_with_criteria_of_their_own(tmp_path):
+    pair = {"prompt": "Where is the cat?", "chosen": "On the mat.", "rejected": "No."}
+    write(
+        tmp_path / "pairs.jsonl", [pair, {**pair, "criterion": "helpful", "annotator": "7"}, {**pair, "rejected": " "}]
+    )
+    write(tmp_path / "lists.jsonl", [{"prompt": "Why?", "ranked": ["Because.", "So.", "So."]}])
+    text = """\
+sources:
+  pairs: {path: pairs.jsonl, criterion: Harmlessness}
+  lists: {path: lists.jsonl, criterion: polite}
+criteria: {Polite: Blames nobody.}
+"""
+    build(text, tmp_path, tmp_path / "set")
+    said = [
+        (each.answers, [(v.criterion, v.values, v.annotator) for v in each.verdicts])
+        for each in read_set(tmp_path / "set")
+    ]
+    assert sorted(said) == [
+        (("Because.", "So."), [("polite", (0.0, 1.0), "")]),
+        (("On the mat.", "No."), [("harmless", (0.0, 1.0), "")]),
+        (("On the mat.", "No."), [("helpful", (0.0, 1.0), "7")]),
+    ]
+    card = read_card(tmp_path / "set")
+    assert (card.criteria, card.answers) == ({"harmless": 1, "helpful": 1, "polite": 1}, {"pairs": 3})
+    assert card.dropped == {"empty rejected answer": 1}
+    assert card.notes["kept, but"] == {"lists": {"an answer of a list is equal to a better one": 1}}
+    described = (tmp_path / "set" / "card.md").read_text("utf-8")
+    assert "| polite | 1 | Blames nobody. |" in described
+    assert "insults nobody" in described
+    with pytest.raises(UserError, match="a written definition is needed"):
+        build(text.replace("Blames nobody.", '" "'), tmp_path, tmp_path / "set")
