@@ -11,7 +11,7 @@ from graftlm.alignment.advantages import (
 )
 from graftlm.alignment.best_of_n import Selection, best_of_n, best_of_n_kl, rejection_sampling
 from graftlm.alignment.controller import AdaptiveKL, FixedKL, KLController, controller_from_state
-from graftlm.alignment.episodes import Episodes, group_episodes, ppo_episodes
+from graftlm.alignment.episodes import Episodes, group_episodes, penalised_answers, ppo_episodes, reinforce_episodes
 from graftlm.alignment.rewards import (
     Reward,
     Rewarded,
@@ -23,7 +23,7 @@ from graftlm.alignment.rewards import (
 )
 from graftlm.alignment.rollouts import Prompt, Rollout, Rollouts, Sampling, make_policy, prompts_of, roll_out
 from graftlm.alignment.scoring import Deviation, Roles, Scores, score_rollouts, token_outputs
-from graftlm.alignment.watching import Concern, PhaseStatistics, concerns, phase_statistics
+from graftlm.alignment.watching import Concern, PhaseStatistics, concerns, phase_statistics, shown_answers
 
 __all__ = [
     "AdaptiveKL",
@@ -56,15 +56,18 @@ __all__ = [
     "informative",
     "leave_one_out_advantages",
     "make_policy",
+    "penalised_answers",
     "penalised_rewards",
     "phase_statistics",
     "ppo_episodes",
     "prompts_of",
     "python_reward",
+    "reinforce_episodes",
     "rejection_sampling",
     "reward_rollouts",
     "roll_out",
     "score_rollouts",
+    "shown_answers",
     "token_outputs",
     "whiten",
 ]

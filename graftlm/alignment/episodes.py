@@ -14,6 +14,7 @@ import torch
 
 from graftlm.adapters.routing import Stack
 from graftlm.alignment.advantages import (
+    MovingBaseline,
     gae,
     group_advantages,
     leave_one_out_advantages,
@@ -150,9 +151,7 @@ def group_episodes(
     if baseline == "leave_one_out":
         compared = [row for row, group in enumerate(base.groups) if base.groups.count(group) > 1]
         base = base.part(compared) if compared else base
-    rewards = base.rewards
-    if kl_coefficient:
-        rewards = rewards - kl_coefficient * row_sums(_k1(base, kl_coefficient), base.counts).to(rewards)
+    rewards = penalised_answers(base, kl_coefficient)
     groups = torch.tensor(base.groups)
     if baseline == "leave_one_out":
         advantages = leave_one_out_advantages(rewards, groups)
@@ -160,6 +159,42 @@ def group_episodes(
         advantages = group_advantages(rewards, groups, scaling="deviation" if baseline == "deviation" else "none")
     else:
         raise unknown_name("baseline", baseline, ["deviation", "mean", "leave_one_out"])
+    return _one_each(base, advantages)
+
+
+def reinforce_episodes(
+    rollouts: Rollouts,
+    scores: Scores,
+    rewarded: Rewarded,
+    policy: str,
+    *,
+    baseline: MovingBaseline | None = None,
+    kl_coefficient: float = 0.0,
+) -> Episodes:
+    """REINFORCE: an answer's advantage is its reward, less the divergence as in RLOO, less a running mean of earlier
+    steps' rewards. ``baseline.updated(penalised_answers(episodes, kl_coefficient))`` is the next step's baseline.
+
+    Raises:
+        UserError: a coefficient above 0, and no reference.
+    """
+    base = _start(rollouts, scores, rewarded, policy)
+    return _one_each(base, (baseline or MovingBaseline()).advantages(penalised_answers(base, kl_coefficient)))
+
+
+def penalised_answers(episodes: Episodes, kl_coefficient: float) -> torch.Tensor:
+    """Each answer's reward less ``kl_coefficient`` × Σ k1 of its tokens: (rows,) float64.
+
+    Raises:
+        UserError: a coefficient above 0, and no reference.
+    """
+    if not kl_coefficient:
+        return episodes.rewards
+    divergence = row_sums(_k1(episodes, kl_coefficient), episodes.counts)
+    return episodes.rewards - kl_coefficient * divergence.to(episodes.rewards)
+
+
+def _one_each(base: Episodes, advantages: torch.Tensor) -> Episodes:
+    """The episodes with an advantage (rows,) for each answer."""
     advantages = advantages.to(base.old_log_probs)
     return replace(base, advantages=spread(advantages, base.counts), row_advantages=advantages)
 

@@ -59,12 +59,19 @@ def function_reward(
     A function with a third parameter ``reference`` gets the prompt's right answer too.
     """
     name = name or getattr(function, "__name__", "reward")
-    wants_reference = "reference" in inspect.signature(function).parameters
+    wants_reference = _wants_reference(function)
 
     def of_all(answers: Sequence[Rollout]) -> list[Any]:
         return [_one(function, answer, name, wants_reference, on_failure) for answer in answers]
 
     return Reward(name, of_all, weight, on_failure)
+
+
+def _wants_reference(function: Callable[..., float]) -> bool:
+    try:
+        return "reference" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in functions tell nothing
+        return False
 
 
 def _one(function: Callable[..., float], answer: Rollout, name: str, wants_reference: bool, on_failure: Failure) -> Any:

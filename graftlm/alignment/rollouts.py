@@ -15,7 +15,7 @@ from graftlm.adapters.routing import RowAdapters, Stack, as_stack, mix_seed
 from graftlm.data.batches import EncodedRow
 from graftlm.data.instances import Instance, Message
 from graftlm.data.templates import ChatTemplate
-from graftlm.errors import UserError
+from graftlm.errors import UserError, unknown_name
 from graftlm.evaluation.speakers import Speaker
 from graftlm.generation import Completion, Engine, Request, SamplingSettings
 from graftlm.generation.requests import LOWEST_TEMPERATURE, FinishReason
@@ -218,17 +218,23 @@ def roll_out(
         max_rows: answers that are decoded together; more take more memory.
 
     Raises:
-        UserError: no policy can be asked anything, two policies have one name, a prompt is given twice, or an answer
-            fails (numbers that are not finite, no memory).
+        UserError: there are no policies, one cannot be asked anything, two have one name, a prompt is given twice, or
+            an answer fails (numbers that are not finite, no memory).
     """
+    if isinstance(prompts, Mapping):
+        _check_keys(prompts, policies)
     by_policy = [(each, prompts.get(each.label, ()) if isinstance(prompts, Mapping) else prompts) for each in policies]
     _check_names(by_policy)
     if model.tokenizer is None:
         raise UserError("rollouts need a tokenizer: AdaptedModel(base, tokenizer)")
     asked = _ask(model, by_policy, sampling, step)
-    if not asked.requests:
-        why = f": {asked.left_out[0].prompt.place}: {asked.left_out[0].reason}" if asked.left_out else ""
-        raise UserError(f"no policy can be asked any prompt{why}", hint="Shorten the prompts, or give others.")
+    for speaker in policies:
+        if not any(owner is speaker for owner, _ in asked.owners):
+            first = next((each for each in asked.left_out if each.policy == speaker.label), None)
+            why = f": {first.prompt.place}: {first.reason}" if first is not None else ""
+            raise UserError(
+                f"{speaker.label}: it cannot be asked any prompt{why}", hint="Shorten the prompts, or give others."
+            )
     # Never by what memory is free: how many rows run together may change the last bit of a number.
     engine = Engine(model, model.tokenizer, max_batch_rows=max_rows, cache_tokens=max_rows * asked.longest)
     completions = engine.run(asked.requests)
@@ -242,8 +248,17 @@ def roll_out(
     return Rollouts(tuple(answers), sampling, step, tuple(asked.left_out), statistics.read, statistics.reused)
 
 
+def _check_keys(prompts: Mapping[str, Sequence[Prompt]], policies: Sequence[Speaker]) -> None:
+    names = [speaker.label for speaker in policies]
+    for name in prompts:
+        if name not in names:
+            raise unknown_name("policy", name, names)
+
+
 def _check_names(by_policy: _ByPolicy) -> None:
     names = [speaker.label for speaker, _ in by_policy]
+    if not names:
+        raise UserError("there are no policies to ask", hint="Make one: make_policy(model, name, template)")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"two policies are called '{twice}'", hint="Seeds and statistics go by the name.")

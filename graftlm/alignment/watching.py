@@ -107,6 +107,28 @@ def _kl(scores: Scores, places: Sequence[int], estimator: Any) -> float | None:
     return sum(found) / len(found) if found else None
 
 
+def shown_answers(rollouts: Rollouts, rewarded: Rewarded, policy: str, number: int = 3) -> list[dict[str, Any]]:
+    """Some answers of a policy with what they were worth, as JSON: the first to each of the first prompts."""
+    places = [place for place in rollouts.of(policy) if rollouts.answers[place].index == 0][:number]
+    return [
+        {
+            "source": answer.prompt.source,
+            "row": answer.prompt.row,
+            "prompt": [{"role": message.role, "content": message.content} for message in answer.prompt.messages],
+            "answer": answer.text,
+            "finish": answer.finish,
+            "reward": _or_none(rewarded.totals[place]),
+            "rewards": {name: _or_none(part[place]) for name, part in rewarded.parts.items()},
+        }
+        for place in places
+        for answer in (rollouts.answers[place],)
+    ]
+
+
+def _or_none(value: torch.Tensor) -> float | None:
+    return float(value) if bool(torch.isfinite(value)) else None
+
+
 def distinct_2(answers: Sequence[Sequence[int]]) -> float:
     """Different pairs of neighbouring tokens over all pairs, of all answers (Li et al. 2016); 1 without any."""
     pairs = [each for answer in answers for each in pairwise(answer)]

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from graftlm.alignment.episodes import group_episodes, ppo_episodes
+from graftlm.alignment.advantages import MovingBaseline
+from graftlm.alignment.episodes import group_episodes, penalised_answers, ppo_episodes, reinforce_episodes
 from graftlm.alignment.rewards import Rewarded
 from graftlm.errors import UserError
 from graftlm.objectives import grpo_loss, ppo_policy_loss, ppo_value_loss, rloo_loss, step_share
@@ -92,6 +93,18 @@ def test_group_rewards_less_the_divergence() -> None:
     found = group_episodes(rollouts, scores, rewarded(1, 0, 2, 6, 5), "p", baseline="mean", kl_coefficient=0.5)
     assert found.row_advantages is not None
     assert found.row_advantages.tolist() == pytest.approx([0.25, -0.25, -1.5, 1.5, 0])  # k1: 1, 0 | −2, 0 | 0
+
+
+def test_reinforce_by_hand() -> None:
+    """Rewards 1, 0, 2, 6, 5 less half of Σ k1 (1, 1, 2, 2, −1), less the mean of earlier steps."""
+    rollouts, scores = groups()
+    values = rewarded(1, 0, 2, 6, 5)
+    found = reinforce_episodes(rollouts, scores, values, "p", kl_coefficient=0.5, baseline=MovingBaseline(0.9, 2.0, 1))
+    assert found.row_advantages is not None
+    assert found.row_advantages.tolist() == pytest.approx([-1.5, -2.5, -1, 3, 3.5])
+    assert penalised_answers(found, 0.5).tolist() == pytest.approx([0.5, -0.5, 1, 5, 5.5])
+    first = reinforce_episodes(rollouts, scores, values, "p")
+    assert first.advantages.tolist() == pytest.approx([1, 1, 0, 0, 2, 2, 6, 6, 5])
 
 
 def test_answers_without_a_reward_are_left_out() -> None:

@@ -9,6 +9,7 @@ import torch
 import graftlm
 from graftlm import AdaptedModel
 from graftlm.adapters.heads import ClassHead
+from graftlm.alignment.episodes import Episodes, ppo_episodes
 from graftlm.alignment.rewards import function_reward, reward_rollouts
 from graftlm.alignment.rollouts import Prompt, Sampling, make_policy, prompts_of, roll_out
 from graftlm.alignment.scoring import Roles, score_rollouts, token_outputs
@@ -16,7 +17,8 @@ from graftlm.alignment.watching import concerns, phase_statistics
 from graftlm.data.instances import Instance, Message
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
-from graftlm.training.forward import RoutedRow, build_micro_batch
+from graftlm.objectives import ppo_policy_loss, ppo_value_loss, step_share
+from graftlm.training.forward import RoutedRow, build_micro_batch, plan_micro_batches
 from tests.alignment.conftest import asked
 from tests.families import ENCODER_DECODERS, FAMILIES, add_random, randomise
 from tests.methods import METHODS
@@ -195,7 +197,7 @@ def test_prompts_longer_than_the_context_are_told(worded: Make, template: ChatTe
     assert {(each.policy, each.prompt.row) for each in rollouts.answers} == {("a", 1), ("a", 2), ("long", 1)}
     assert "context" in {each.finish for each in rollouts.answers}
     score_rollouts(model, rollouts, bound=1e-4)
-    with pytest.raises(UserError, match=r"no policy can be asked any prompt: prompts, row 3: the prompt has 83 tokens"):
+    with pytest.raises(UserError, match=r"a: it cannot be asked any prompt: prompts, row 3: the prompt has 83 tokens"):
         roll_out(model, policies, prompts[2:], WIDE, step=1)
 
 
@@ -231,6 +233,12 @@ def test_what_is_refused(worded: Make, template: ChatTemplate) -> None:
     policy = make_policy(model, "a", template)
     with pytest.raises(UserError, match="two policies are called 'a'"):
         roll_out(model, [policy, policy], PROMPTS, WIDE, step=1)
+    with pytest.raises(UserError, match="there are no policies"):
+        roll_out(model, [], PROMPTS, WIDE, step=1)
+    with pytest.raises(UserError, match="unknown policy 'b'"):
+        roll_out(model, [policy], {"a": PROMPTS, "b": PROMPTS}, WIDE, step=1)
+    with pytest.raises(UserError, match="a: it cannot be asked any prompt"):
+        roll_out(model, [policy], {}, WIDE, step=1)
     with pytest.raises(UserError, match="row 1 is there twice"):
         roll_out(model, [policy], [*PROMPTS, PROMPTS[0]], WIDE, step=1)
     with pytest.raises(UserError, match="unknown adapter 'b'"):
@@ -251,3 +259,61 @@ def test_prompts_of_instances_keep_the_answer_as_reference() -> None:
     first, second = prompts_of(given)
     assert first == Prompt(turns[:1], 3, "sums.jsonl", "4")
     assert second == Prompt(turns[:1], 4, "sums.jsonl")
+
+
+def test_policies_and_values_trained_together_learn_what_each_learns_alone(
+    worded: Make, template: ChatTemplate
+) -> None:
+    """Gradients of PPO for two policies with a value adapter each, all in shared micro-batches."""
+    model = worded(dtype=torch.float64)
+    add_random(model, {name: METHODS[name] for name in ("lora", "prefix")})
+    add_random(model, {f"{name}-critic": graftlm.LoRA(rank=2) for name in ("lora", "prefix")})
+    for number, name in enumerate(("lora-critic", "prefix-critic")):
+        head = ClassHead.new(model.hidden_size, 1, seed=number, dtype=torch.float64, device=model.device)
+        model.adapters[name].head = head
+    names = ["lora", "prefix"]
+    reward = function_reward(lambda messages, text: float(len(text) % 7), "odd")
+
+    def gradients(chosen: list[str], max_tokens: int) -> dict[str, torch.Tensor]:
+        rollouts = roll_out(model, [make_policy(model, name, template) for name in chosen], PROMPTS, WIDE, step=1)
+        roles = {name: Roles(reference=(), value=f"{name}-critic") for name in chosen}
+        scores = score_rollouts(model, rollouts, roles)
+        rewarded = reward_rollouts(rollouts, [reward])
+        rows: list[RoutedRow] = []
+        owners: list[tuple[Episodes, int, bool]] = []
+        for name in chosen:
+            episodes = ppo_episodes(rollouts, scores, rewarded, name)
+            for number, row in enumerate(episodes.rows):
+                rows += [RoutedRow(row, (name,)), RoutedRow(row, (f"{name}-critic",))]
+                owners += [(episodes, number, True), (episodes, number, False)]
+        for order in plan_micro_batches(rows, max_tokens):
+            outputs = token_outputs(model, build_micro_batch(model, rows, order), temperature=WIDE.temperature)
+            loss = torch.zeros((), dtype=torch.float64)
+            for index, output in zip(order, outputs, strict=True):
+                episodes, number, is_policy = owners[index]
+                part = episodes.part([number])
+                if is_policy:
+                    terms = ppo_policy_loss(output.values, part.old_log_probs, part.advantages)
+                else:
+                    assert part.old_values is not None
+                    assert part.returns is not None
+                    terms = ppo_value_loss(output.values, part.old_values, part.returns)
+                loss = loss + step_share(terms, part.counts, episodes.size)
+            loss.backward()
+        found = {
+            f"{name}.{key}": parameter.grad.clone()
+            for name in model.adapters
+            for key, parameter in model.adapters[name].named_parameters()
+            if parameter.grad is not None
+        }
+        for name in model.adapters:
+            model.adapters[name].zero_grad()
+        return found
+
+    together = gradients(names, 10_000)
+    alone = gradients(names[:1], 60) | gradients(names[1:], 60)
+    assert together.keys() == alone.keys()
+    assert {key.split(".")[0] for key in together} == {*model.adapters}
+    assert any(float(gradient.norm()) > 1e-3 for gradient in together.values())
+    for key, gradient in together.items():
+        torch.testing.assert_close(gradient, alone[key], rtol=1e-6, atol=1e-9)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graftlm.alignment.rewards import Rewarded
-from graftlm.alignment.watching import PhaseStatistics, concerns, distinct_2, phase_statistics
+from graftlm.alignment.watching import PhaseStatistics, concerns, distinct_2, phase_statistics, shown_answers
 from tests.alignment.conftest import answer, rollouts_of, scores_of
 
 
@@ -37,6 +37,15 @@ def test_statistics_by_hand() -> None:
     assert found.distinct_2 == 3 / 4  # (7, 8), (8, 9), (9, 9) of four pairs
     assert found.length_slope == pytest.approx(1.0)  # lengths 2, 4, 1, 1 and rewards 1, 3, 0, 0
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_answers_are_shown_with_what_they_are_worth() -> None:
+    rollouts = rollouts_of(answer("p", 1, 0, (7,), "a"), answer("p", 1, 1, (7,), "b"), answer("p", 2, 0, (7,), "c"))
+    totals = torch.tensor([1.0, 2.0, float("nan")], dtype=torch.float64)
+    first, second = shown_answers(rollouts, Rewarded(totals, {"r": totals}), "p")
+    assert (first["answer"], first["reward"], first["rewards"], first["row"]) == ("a", 1.0, {"r": 1.0}, 1)
+    assert (second["answer"], second["reward"], second["prompt"][0]["content"]) == ("c", None, "question 2")
+    json.dumps([first, second], allow_nan=False)
 
 
 def test_distinct_2_without_pairs() -> None:
