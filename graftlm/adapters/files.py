@@ -21,8 +21,8 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from graftlm.adapters.heads import ClassHead
-from graftlm.adapters.method import Adapter, MethodConfig, methods
+from graftlm.adapters.heads import ClassHead, RewardHead
+from graftlm.adapters.method import Adapter, Head, MethodConfig, methods
 from graftlm.adapters.stored import CONFIG, PEFT_PREFIX, WEIGHTS, PeftReader, Stored, checked, peft_readers
 from graftlm.base.files import write_folder
 from graftlm.base.tensors import unshared
@@ -300,14 +300,18 @@ def _peft_reader(stored: Stored) -> PeftReader:
     return known[kind]
 
 
-def _head(model: AdaptedModel, folder: Path) -> ClassHead:
-    """The head that stands beside an adapter.
+def _head(model: AdaptedModel, folder: Path) -> Head:
+    """The head that stands beside an adapter: of rewards where their mean and deviation are there, else of classes.
 
     Raises:
         UserError: a tensor is missing, or of another width than the base's states.
     """
     tensors = _read_weights(folder, HEAD)
-    if tensors.keys() != {"weight", "bias"} or tensors["weight"].shape != (len(tensors["bias"]), model.hidden_size):
+    outputs = len(tensors["bias"]) if "bias" in tensors else 0
+    needed = {"weight": (outputs, model.hidden_size), "bias": (outputs,)}
+    scale = {"mean": (outputs,), "deviation": (outputs,)}
+    rewards = bool(scale.keys() & tensors.keys())
+    if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != needed | (scale if rewards else {}):
         shapes = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in sorted(tensors.items()))
         raise UserError(
             f"{folder / HEAD} holds no head for this base: it should have a weight (classes, {model.hidden_size}) "
@@ -315,7 +319,8 @@ def _head(model: AdaptedModel, folder: Path) -> ClassHead:
             hint="Copy the adapter folder again.",
         )
     dtype = torch.promote_types(tensors["weight"].dtype, torch.float32)
-    return ClassHead(tensors["weight"].to(model.device, dtype), tensors["bias"].to(model.device, dtype))
+    found = {key: tensor.to(model.device, dtype) for key, tensor in tensors.items()}
+    return RewardHead(**found) if rewards else ClassHead(**found)
 
 
 def _read_weights(folder: Path, file: str = WEIGHTS) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graftlm.adapters.checkpointing import checkpoint_blocks, keep_activations
 from graftlm.adapters.decoder_positions import DecoderPositions
-from graftlm.adapters.heads import ClassHead
+from graftlm.adapters.heads import ClassHead, RewardHead
 from graftlm.adapters.inputs import Inputs, PositionIds, check_length, realigned, with_virtual_tokens
 from graftlm.adapters.method import Adapter, MethodConfig
 from graftlm.adapters.routing import Call, Routing, RowAdapters, Stack, as_stack, during, mix_seed, routed
@@ -131,11 +131,13 @@ class AdaptedModel:
         seed: int = 0,
         dtype: torch.dtype | None = None,
         classes: int | None = None,
+        criteria: int | None = None,
     ) -> Adapter:
         """Add a new adapter. Its parameters depend on (name, config, seed, base) alone.
 
         ``dtype`` is the precision that it is kept and trained in: float32 by default (float64 on a float64 base).
-        ``classes``: it also gets a head of its own that predicts so many classes instead of tokens.
+        ``classes``: it also gets a head of its own that predicts so many classes instead of tokens. ``criteria``: or
+        one that gives so many rewards.
 
         Raises:
             UserError: the name is taken or unfit for a folder, or the configuration does not fit the base.
@@ -144,9 +146,11 @@ class AdaptedModel:
         dtype = dtype or torch.promote_types(self.dtype, torch.float32)
         config = config.bind(self.tokenizer)
         adapter = config.build(self.places, seed=mix_seed(seed, name), dtype=dtype, device=self.device)
+        start = mix_seed(seed, name, "head")
         if classes is not None:
-            start = mix_seed(seed, name, "head")
             adapter.head = ClassHead.new(self.hidden_size, classes, seed=start, dtype=dtype, device=self.device)
+        elif criteria is not None:
+            adapter.head = RewardHead.new(self.hidden_size, criteria, seed=start, dtype=dtype, device=self.device)
         self.attach(name, adapter)
         return adapter
 

@@ -57,13 +57,13 @@ class Leaderboard:
         kinds: dict[str, type[Stepped | Evaluated | Ended]] = {"step": Stepped, "evaluation": Evaluated, "end": Ended}
         for line in lines:
             if kind := kinds.get(line["kind"]):
-                self.see(kind(**{key: line[key] for key in kind.__dataclass_fields__}))
+                self.see(kind(**{key: line[key] for key in kind.__dataclass_fields__ if key in line}))
 
     def table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column, justify in (("adapter", "left"), ("step", "right"), ("training loss", "right")):
             table.add_column(column, justify="left" if justify == "left" else "right", overflow="fold")
-        for column in ("held-out loss", "exact answers", "best at"):
+        for column in ("held-out loss", "right", "best at"):
             table.add_column(column, justify="right")
         table.add_column("state", overflow="fold")
         for line in sorted(self.lines.values(), key=lambda line: line.best.loss if line.best else float("inf")):
@@ -129,7 +129,8 @@ def _plain(console: Console, board: Leaderboard) -> Watcher:
         elif isinstance(event, Evaluated):
             console.print(
                 f"{event.adapter} step {event.step}: held-out loss {event.loss:.4f}, "
-                f"exact answers {event.accuracy:.1%}{' (best)' if event.best else ''}"
+                f"{'preferences right' if event.measures else 'exact answers'} {event.accuracy:.1%}"
+                f"{' (best)' if event.best else ''}"
             )
         elif isinstance(event, Ended):
             detail = f" · {event.detail}" if event.detail else ""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from graftlm.data.judged import Judgement
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
@@ -20,6 +22,10 @@ class EncodedRow:
     ``targets``, where given, say instead what each position must predict, and −1 where nothing: a token of the
     language head (an encoder's masked word), or a class of the adapter's own head. ``source_ids`` are what the
     encoder of an encoder-decoder reads; ``ids`` are then its decoder's.
+
+    A row may lead a group: ``beside`` holds the other answers to its prompt, and ``judged`` what was said of each.
+    Rows of a group are in one step and are learnt together. ``reference``: the summed log-probability of what is learnt
+    under the reference, where the objective has one.
     """
 
     ids: Sequence[int]
@@ -28,6 +34,19 @@ class EncodedRow:
     row: int
     targets: Sequence[int] | None = None
     source_ids: Sequence[int] | None = None
+    beside: tuple[EncodedRow, ...] = ()
+    judged: Judgement | None = None
+    reference: float | None = None
+
+    @property
+    def group(self) -> tuple[EncodedRow, ...]:
+        """The row and all that stand beside it."""
+        return (self, *self.beside)
+
+    @property
+    def mismatched(self) -> bool:
+        """Whether it is scored and not learnt."""
+        return self.judged is not None and self.judged.mismatched
 
     @property
     def n_supervised(self) -> int:
@@ -177,23 +196,31 @@ def _cut(
 
 
 def micro_batches(
-    lengths: Sequence[int], max_tokens: int, *, overhead: int = 96, source_lengths: Sequence[int] | None = None
+    lengths: Sequence[int],
+    max_tokens: int,
+    *,
+    overhead: int = 96,
+    source_lengths: Sequence[int] | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Cut rows into micro-batches with the least work: padded tokens plus ``overhead`` tokens' worth for each.
 
     Every micro-batch holds at most ``max_tokens`` padded tokens, but at least one row; ``source_lengths`` are those
-    of the rows' second sequences, which are padded apart. Exact (dynamic programming over the rows sorted by
+    of the rows' second sequences, which are padded apart; ``sizes`` say how many rows each entry stands for, where
+    entries are groups and lengths those of their longest. Exact (dynamic programming over the rows sorted by
     length); the longest come first, so that memory peaks in the first one.
     """
     sources = source_lengths or [0] * len(lengths)
+    rows_of = sizes or [1] * len(lengths)
     order = sorted(range(len(lengths)), key=lambda index: (-sources[index], -lengths[index], index))
     best = [0.0] + [float("inf")] * len(order)
     cut = [0] * (len(order) + 1)
     for stop in range(1, len(order) + 1):
-        longest = 0
+        longest = rows = 0
         for start in range(stop - 1, -1, -1):
             longest = max(longest, lengths[order[start]])
-            tokens = (stop - start) * (longest + sources[order[start]])
+            rows += rows_of[order[start]]
+            tokens = rows * (longest + sources[order[start]])
             if tokens > max_tokens and stop - start > 1:
                 break
             cost = best[start] + tokens + overhead

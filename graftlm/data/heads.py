@@ -26,11 +26,15 @@ class HeadSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: Literal["classifier", "tagger", "verbalizer"] = Field(
+    type: Literal["classifier", "tagger", "verbalizer", "reward"] = Field(
         description="classifier: one label a row; tagger: one label a word (answers are lists of labels); verbalizer: "
-        "an encoder's own language head fills a word for the label into a pattern.",
+        "an encoder's own language head fills a word for the label into a pattern; reward: a number for each answer.",
     )
-    labels: tuple[Word, ...] = Field((), description="The labels. Left out: all that are in the data, sorted.")
+    labels: tuple[Word, ...] = Field(
+        (),
+        description="The labels. Left out: all that are in the data, sorted. Of a reward head: its criteria; left out: "
+        "one, called reward.",
+    )
     pattern: str | None = Field(
         None,
         description="verbalizer: text with {mask} where the word stands, such as '{text} It was {mask}.' Left out "
@@ -65,8 +69,13 @@ class HeadSettings(BaseModel):
 
     @property
     def classes(self) -> int | None:
-        """How many classes an adapter's own head has; None where the language head fills in a word."""
-        return None if self.type == "verbalizer" else len(self.labels)
+        """How many classes an adapter's own head has; None where it has none."""
+        return None if self.type in ("verbalizer", "reward") else len(self.labels)
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """What a reward head scores answers by; empty for other heads."""
+        return (self.labels or ("reward",)) if self.type == "reward" else ()
 
     def word(self, label: str) -> str:
         """The word that stands for a label."""
@@ -79,6 +88,8 @@ def with_labels(head: HeadSettings, instances: Sequence[Instance]) -> HeadSettin
     Raises:
         UserError: they have fewer than two, or so many that they are no labels; or ``words`` names none of them.
     """
+    if head.type == "reward":
+        return head.model_copy(update={"labels": head.criteria})
     if not head.labels:
         found = [label for instance in instances for label in labels_of(head, instance)]
         labels = tuple(sorted(set(found)))

@@ -43,10 +43,12 @@ def choose_rendering(
     Raises:
         UserError: the kind of base has no such head, or cannot do without one.
     """
+    from graftlm.data.answers import RewardedAnswers, RewardedText
+
     if kind == "encoder-decoder":
         if head is not None:
             raise UserError(
-                f"head: an encoder-decoder writes its labels as text, and takes no {head.type}",
+                f"head: an encoder-decoder writes text, and takes no {head.type}",
                 hint="Leave head out, and the labels are learnt as answers.",
             )
         return _two_sequences(template, tokenizer, decoder_start, max_length)
@@ -59,12 +61,16 @@ def choose_rendering(
         if head.type == "verbalizer":
             return _masked_word(head, template, tokenizer, max_length)
         _refuse_template(head, template)
+        if head.type == "reward":
+            return RewardedText(tokenizer, max_length)
         begin, end = encoder_frame(tokenizer)
         if head.type == "tagger":
             return WordTags(head, tokenizer, begin, end, max_length)
         return ClassOfText(head, tokenizer, max_length)
     if head is None:
         return Conversations(template, tokenizer, train_on, max_length)
+    if head.type == "reward":
+        return RewardedAnswers(Conversations(template, tokenizer, "last", max_length))
     if head.type == "verbalizer":
         raise UserError(
             "head: a verbalizer fills in the masked words of an encoder, and this base is a decoder",

@@ -290,14 +290,14 @@ def prepare(
     limit: int | None = None,
     progress: Progress | None = None,
     rendering: Rendering | None = None,
-    preferences: Literal["refuse", "chosen"] = "refuse",
+    preferences: Literal["refuse", "chosen", "compare"] = "refuse",
 ) -> PreparedData:
     """Read, render and account for every row.
 
     A row of more than ``max_length`` tokens is cut there if a learnt token is left before the cut, and
     dropped if not. ``progress`` is called with the number of instances done. ``rendering`` takes the place of
     conversations in ``template``, for other bases and for heads. ``preferences``: "chosen" learns the chosen answers of
-    preference rows, without the rejected ones.
+    preference rows, without the rejected ones; "compare" gives them to ``rendering`` as they are.
 
     Raises:
         UserError: no row is left, or a larger share than ``max_dropped`` was dropped; it lists the reasons.
@@ -307,7 +307,7 @@ def prepare(
     counts = loaded.counts
     if preferences == "refuse":
         refuse_preferences(loaded.items)
-    else:
+    elif preferences == "chosen":
         loaded = replace(loaded, items=chosen_answers(loaded.items, counts))
     result = PreparedData([], [], counts, loaded.format)
     seen: set[tuple[Message, ...]] = set()

@@ -73,6 +73,11 @@ class Predictor:
             UserError: this kind of base has no such head, or the labels are not those of the head's weights.
         """
         own = model.head_of(stack)
+        if head.type == "reward":
+            raise UserError(
+                f"the adapter '{own or stack[-1]}' gives rewards to answers, and no labels",
+                hint="Score answers with it: graftlm.evaluation.rewards.",
+            )
         weights = None if own is None else model.adapter(own).head
         found = getattr(weights, "classes", None)
         if found != head.classes or not head.labels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +21,16 @@ class SFT:
     """Instruction tuning: every learnt token of a step counts the same."""
 
     name: str = "sft"
+    needs_reference: bool = False
 
-    def statistics(self, rows: Sequence[EncodedRow]) -> int:
+    def statistics(self, rows: Sequence[EncodedRow], mismatched: Sequence[float] = ()) -> int:
         """The step's number of learnt tokens."""
         return sum(row.n_supervised for row in rows)
 
     def loss(self, scores: RowScores, statistics: int) -> torch.Tensor:
         """This micro-batch's share of the step's mean."""
         return sft_loss(scores.log_probs, statistics)
+
+    def measure(self, scores: RowScores, statistics: int) -> Mapping[str, float]:
+        """Tokens and exact answers are counted by the loop."""
+        return {}

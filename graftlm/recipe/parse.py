@@ -35,6 +35,7 @@ from graftlm.recipe.schema import (
     folder_name,
     known_methods,
 )
+from graftlm.training.objective_settings import ObjectiveSettings
 from graftlm.training.settings import AdapterTraining, RunSettings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -223,8 +224,16 @@ class _Parser:
         known = [*AdapterTraining.model_fields, *RunSettings.model_fields]
         self.unknown(path, entry, known, _homes(methods, "training"))
         run = self.model(RunSettings, {k: v for k, v in entry.items() if k in RunSettings.model_fields}, path)
-        defaults = {k: v for k, v in entry.items() if k in AdapterTraining.model_fields}
+        defaults = self.training_keys(entry, path)
         return run, defaults if self.model(AdapterTraining, defaults, path) is not None else None
+
+    def training_keys(self, entry: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+        """The settings of an adapter's training; unknown keys of its objective are noted and left out."""
+        own = {k: v for k, v in entry.items() if k in AdapterTraining.model_fields}
+        if isinstance(own.get("objective"), dict):
+            self.unknown((*path, "objective"), own["objective"], ObjectiveSettings.model_fields, {})
+            own["objective"] = {k: v for k, v in own["objective"].items() if k in ObjectiveSettings.model_fields}
+        return own
 
     def sweeps(self, entries: dict[str, Any]) -> dict[str, Any]:
         """The adapters, with one for each value where a learning rate or seed is a list: NAME-lr1e-3-s0."""
@@ -282,7 +291,7 @@ class _Parser:
             self.add(path, f"must be a mapping such as {{method: lora, rank: 8}}, is {show(entry)}")
             return None
         method = self.method(path, entry, methods)
-        own = {k: v for k, v in entry.items() if k in AdapterTraining.model_fields}
+        own = self.training_keys(entry, path)
         given = {k: v for k, v in entry.items() if k in AdapterKeys.model_fields}
         if isinstance(given.get("head"), dict):
             self.unknown((*path, "head"), given["head"], HeadSettings.model_fields, {})
@@ -293,6 +302,8 @@ class _Parser:
             training = self.model(AdapterTraining, _with_defaults(own, defaults), path)
         if keys is not None:
             keys = self.references(path, keys, data, "data" in entry)
+        if keys is not None and training is not None:
+            keys = self.head(path, keys, training)
         if method is None or keys is None or training is None:
             return None
         return AdapterRecipe(**dict(keys), method=method, training=training)
@@ -316,6 +327,19 @@ class _Parser:
         known = [*shared, *AdapterTraining.model_fields, *settings]
         self.unknown(path, entry, dict.fromkeys(known), _homes(methods, "adapter"))
         return None
+
+    def head(self, path: KeyPath, keys: AdapterKeys, training: AdapterTraining) -> AdapterKeys:
+        """The keys with the head that a reward objective has, where none is given."""
+        wanted, head = training.objective.type, keys.head
+        if wanted == "reward" and head is None:
+            return keys.model_copy(update={"head": HeadSettings(type="reward", labels=("reward",))})
+        if head is not None and wanted == "reward" and head.type != "reward":
+            self.add((*path, "head"), f"must be {{type: reward}} for the objective reward, is a {head.type}")
+        elif head is not None and head.type == "reward" and wanted != "reward":
+            self.add((*path, "head"), f"a reward head is trained by objective: reward, and this one's is {wanted}")
+        elif head is not None and wanted not in ("sft", "reward"):
+            self.add((*path, "head"), f"the objective {wanted} is of texts, and takes no head")
+        return keys
 
     def references(self, path: KeyPath, keys: AdapterKeys, data: list[str] | None, given: bool) -> AdapterKeys | None:
         if data is None:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from graftlm.adapters.model import AdaptedModel
+from graftlm.data.answers import ComparedAnswers, with_mismatched
 from graftlm.data.heads import HeadSettings, with_labels
 from graftlm.data.labelled import choose_rendering
 from graftlm.data.prepare import (
@@ -65,6 +66,18 @@ class RunData:
     heads: dict[str, HeadSettings]
 
 
+#: What rows are: answers to learn, answers to compare, or single answers that were found good or bad.
+Form = Literal["answers", "compared", "judged"]
+
+
+def form_of(adapter: AdapterRecipe) -> Form:
+    """What an adapter's objective makes of instances."""
+    objective = adapter.training.objective
+    if not objective.compares:
+        return "answers"
+    return "judged" if objective.type == "kto" else "compared"
+
+
 def read_data(recipe: Recipe) -> dict[str, ReadData]:
     """Read every data set of a recipe."""
     return {name: _read(name, data_set) for name, data_set in recipe.data.items()}
@@ -86,16 +99,17 @@ def render_data(
 
     ``say`` gets the account of each rendering.
     """
-    made: dict[tuple[str, str, str], SplitData] = {}
+    made: dict[tuple[str, str, str, str], SplitData] = {}
     result = RunData({}, {}, {})
 
-    def split(key: str, head: HeadSettings | None, owner: str) -> SplitData:
+    def split(key: str, head: HeadSettings | None, owner: str, form: Form = "answers") -> SplitData:
         chosen = templates.get(owner, template)
-        place = (key, "" if head is None else head.model_dump_json(), chosen.hash)
+        place = (key, "" if head is None else head.model_dump_json(), chosen.hash, form)
         if place not in made:
-            title = key if head is None and chosen.hash == template.hash else f"{key} for {owner}"
+            usual = head is None and chosen.hash == template.hash and form == "answers"
+            title = key if usual else f"{key} for {owner}"
             made[place] = result.splits[title] = _prepare(
-                key, recipe.data[key], found[key], model, tokenizer, chosen, head
+                key, recipe.data[key], found[key], model, tokenizer, chosen, head, form
             )
             _tell(title, made[place], say)
         return made[place]
@@ -105,8 +119,8 @@ def render_data(
             head = _head(adapter, beneath.get(name), found, model)
         if head is not None:
             result.heads[name] = head
-        result.parts[name] = {key: split(key, head, name) for key in adapter.data}
-    used = {key for key, _, _ in made}
+        result.parts[name] = {key: split(key, head, name, form_of(adapter)) for key in adapter.data}
+    used = {key for key, *_ in made}
     for key in recipe.data:
         if key not in used and model.kind != "encoder":  # no adapter learns from it: its account is told all the same
             split(key, None, "")
@@ -164,6 +178,7 @@ def _prepare(
     tokenizer: PreTrainedTokenizerBase,
     template: ChatTemplate,
     head: HeadSettings | None,
+    form: Form = "answers",
 ) -> SplitData:
     """Render, cut and split one data set."""
     keys = ("max_dropped", "drop_duplicates", "preferences")
@@ -176,9 +191,12 @@ def _prepare(
             template,
             tokenizer,
             max_length=settings["max_length"],
-            train_on=data_set.train_on,
+            train_on=data_set.train_on if form == "answers" else "last",
             decoder_start=getattr(model.base.config, "decoder_start_token_id", None),
         )
+        if form != "answers":
+            criteria = len(head.criteria) if head is not None and head.type == "reward" else 1
+            rendering, settings["preferences"] = ComparedAnswers(rendering, criteria, form == "judged"), "compare"
 
         def rendered(instances: Instances) -> PreparedData:
             own = replace(instances, counts=copy.deepcopy(instances.counts))  # each rendering has its own account
@@ -191,6 +209,10 @@ def _prepare(
             split = SplitData(*split_held_out(rows, data_set.held_out_part))
         else:
             split = SplitData(rows, None)
+        if form == "judged":
+            for part in (split.train, split.held_out):
+                if part is not None:
+                    part.rows[:] = with_mismatched(part.rows)
     if not split.train.rows:
         raise UserError(
             f"data set '{name}': all of its {len(rows.rows)} rows are held out, so none is left to learn from",

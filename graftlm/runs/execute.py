@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -24,12 +24,20 @@ from graftlm.evaluation.report import AdapterReport, Example, RunReport, write_r
 from graftlm.generation.engine import Engine
 from graftlm.generation.requests import Request, SamplingSettings
 from graftlm.runs.folder import RunFolder
+from graftlm.runs.preferences import (
+    group_scores,
+    is_preference,
+    preference_result,
+    scores_before,
+    set_reward_scales,
+)
 from graftlm.runs.record import training_records
 from graftlm.runs.setup import PreparedRun, adapter_notes, versions
 from graftlm.training.checkpoints import latest_checkpoint
 from graftlm.training.events import Event, Watcher
 from graftlm.training.forward import RowScore, score_rows
 from graftlm.training.loop import Outcome, train
+from graftlm.training.measures import evaluation
 from graftlm.training.metrics import MetricsFile, open_trackers, read_metrics
 from graftlm.training.plan import Plan
 from graftlm.training.task import Progress, Task, exact_share, mean_loss
@@ -49,13 +57,14 @@ class _Measured:
     before: dict[str, list[RowScore]]
     after: dict[str, list[RowScore]]
     by_rank: dict[str, list[RankScore]]
+    preferred: dict[str, dict[str, Any]]
 
     @property
     def padding_share(self) -> float:
         return 1.0 - self.outcome.tokens / max(1, self.outcome.padded_tokens)
 
     def metrics(self, name: str) -> dict[str, Any]:
-        values = _metrics(self.outcome.progress[name], self.before[name], self.after[name])
+        values = _metrics(self.outcome.progress[name], self.before[name], self.after[name]) | self.preferred[name]
         if scores := self.by_rank.get(name):
             values["by_rank"] = {
                 str(rank): {"held_out_loss": loss, "held_out_accuracy": exact} for rank, loss, exact in scores
@@ -107,14 +116,22 @@ def execute(
         resume=resume,
         watch=_all([metrics, *trackers, watch]),
         should_stop=should_stop,
+        references=folder.references,
     )
     seconds, peak = time.monotonic() - started, peak_memory(run.model.device)
     seconds += sum(line["seconds"] for line in earlier if line["kind"] == "round")
     if outcome.interrupted or should_stop():
         return RunResult(outcome, None)
+    run = replace(run, tasks=tuple(progress.task for progress in outcome.progress.values()))  # with their references
     say("scoring held-out rows with the bare base and each adapter")
+    set_reward_scales(run, say)
     before, after = _scores_before(run), _scores(run, run.tasks, lambda task: task.stack)
-    measured = _Measured(outcome, plan, seconds, peak, before, after, _scores_by_rank(run))
+    preferred = {task.adapter: preference_result(run, task, after[task.adapter]) for task in run.tasks}
+    for task in run.tasks:
+        if is_preference(task):  # a row of the report is then a group
+            name = task.adapter
+            before[name], after[name] = scores_before(run, task, before[name]), group_scores(task, after[name])
+    measured = _Measured(outcome, plan, seconds, peak, before, after, _scores_by_rank(run), preferred)
     records = training_records(run)
     for name in outcome.progress:
         summary, run.model.adapter(name).trained_on = records[name]
@@ -144,7 +161,7 @@ def _scores(
     """Score the held-out rows of tasks under a routing, all tasks in the same batches."""
     rows = [row for task in tasks for row in task.held_out_rows(stack(task))]
     scores = iter(score_rows(run.model, rows, run.recipe.training.micro_batch_tokens) if rows else [])
-    return {task.adapter: [next(scores) for _ in task.held_out] for task in tasks}
+    return {task.adapter: [next(scores) for leader in task.held_out for _ in leader.group] for task in tasks}
 
 
 def _scores_before(run: PreparedRun) -> dict[str, list[RowScore]]:
@@ -154,6 +171,9 @@ def _scores_before(run: PreparedRun) -> dict[str, list[RowScore]]:
     scores = _scores(run, rest, lambda task: task.under)
     for task in run.tasks:
         if task.adapter in headed:
+            if is_preference(task):
+                scores[task.adapter] = []
+                continue
             scores[task.adapter] = frequency_scores(task.rows, task.held_out)
     return scores
 
@@ -165,8 +185,9 @@ def _scores_by_rank(run: PreparedRun) -> dict[str, list[RankScore]]:
     scores = iter(score_rows(run.model, rows, run.recipe.training.micro_batch_tokens) if rows else [])
     found: dict[str, list[RankScore]] = {}
     for task, form in forms:
-        own = [next(scores) for _ in task.held_out]
-        found.setdefault(task.adapter, []).append((int(form), mean_loss(own), exact_share(own)))
+        own = [next(scores) for leader in task.held_out for _ in leader.group]
+        loss, accuracy, _ = evaluation(task, own)
+        found.setdefault(task.adapter, []).append((int(form), loss, accuracy))
     return found
 
 
@@ -197,7 +218,7 @@ def _classes(run: PreparedRun, task: Task) -> bool:
 def _labels(run: PreparedRun, task: Task) -> list[Example]:
     """The labels of an adapter's own head, where it has one."""
     head = run.heads.get(task.adapter)
-    if head is None or not _classes(run, task):
+    if head is None or head.type == "reward" or not _classes(run, task):
         return []
     numbers = range(len(task.held_out))[:: max(1, len(task.held_out) // EXAMPLES)][:EXAMPLES]
     rows = task.held_out_rows()
@@ -226,7 +247,7 @@ def _answers(run: PreparedRun, tasks: Sequence[Task]) -> dict[str, list[Example]
         sampling = SamplingSettings(max_new_tokens=limit, temperature=0.0, stop_ids=stop_ids)
         for instance in chosen[task.adapter]:
             for stack in (task.under, task.stack):
-                prompt = _prompt(run, template, instance.messages[:-1], stack)
+                prompt = _prompt(run, template, instance.conversation[:-1], stack)
                 requests.append(Request(prompt, stack or None, sampling))
     once = list(dict.fromkeys(requests))  # many adapters, one base: its answers are the same for all of them
     completions = dict(zip(once, Engine(run.model).run(once), strict=True))
@@ -235,7 +256,7 @@ def _answers(run: PreparedRun, tasks: Sequence[Task]) -> dict[str, list[Example]
         task.adapter: [
             Example(
                 _prompt_text(instance),
-                instance.messages[-1].content,
+                instance.conversation[-1].content,
                 {"base": next(answers).text or "", task.adapter: next(answers).text or ""},
             )
             for instance in chosen[task.adapter]
@@ -265,12 +286,12 @@ def _with_room(model: AdaptedModel, prompt: Sequence[int], stack: Stack) -> tupl
 
 def _spread(instances: Sequence[Instance]) -> list[Instance]:
     """Some question-and-answer instances, evenly over all."""
-    fit = [each for each in instances if len(each.messages) > 1 and each.messages[-1].role == "assistant"]
+    fit = [each for each in instances if len(each.conversation) > 1 and each.conversation[-1].role == "assistant"]
     return fit[:: max(1, len(fit) // EXAMPLES)][:EXAMPLES]
 
 
 def _prompt_text(instance: Instance) -> str:
-    turns = instance.messages[:-1]
+    turns = instance.conversation[:-1]
     if len(turns) == 1:
         return turns[0].content
     return "\n".join(f"{message.role}: {message.content}" for message in turns)
@@ -327,7 +348,7 @@ def _report(run: PreparedRun, folder: RunFolder, measured: _Measured, examples: 
 def next_commands(run: PreparedRun, folder: RunFolder) -> list[str]:
     """What to type next: what works with the run's adapters, shown with the first of them that it works with."""
     writing = [task for task in run.tasks if run.model.kind == "decoder" and not _classes(run, task)]
-    labelling = [task for task in run.tasks if task.adapter in run.heads]
+    labelling = [task for task in run.tasks if task.adapter in run.heads and not is_preference(task)]
     merging = [
         task for task in run.tasks if all(can_be_merged(run.model.adapter(name)) for name in task.stack)
     ]  # with a verbalizer too: its words are the base's own

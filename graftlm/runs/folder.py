@@ -42,6 +42,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def references(self) -> Path:
+        """Log-probabilities under the reference, of objectives that compare with one."""
+        return self.path / "references"
+
+    @property
     def adapters(self) -> Path:
         """One folder for each trained adapter."""
         return self.path / "adapters"
@@ -65,7 +70,7 @@ class RunFolder:
         """Remove what a run left here, and nothing else."""
         for path in (self.summary, self.report, self.metrics, self.recipe):
             path.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.adapters, self.path / "tensorboard"):
+        for folder in (self.checkpoints, self.references, self.adapters, self.path / "tensorboard"):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -22,6 +22,7 @@ from graftlm.evaluation.labels import stored_head
 from graftlm.recipe import AdapterRecipe, Recipe
 from graftlm.runs.data import SplitData, part_of, read_data, render_data
 from graftlm.training.forward import RoutedRow
+from graftlm.training.objectives import build_objective
 from graftlm.training.task import Task
 from graftlm.training.virtual_rows import with_virtual_tokens
 
@@ -172,15 +173,44 @@ def _task(
     parts: Sequence[SplitData],
     head: HeadSettings | None,
 ) -> Task:
-    classes = head.classes if head is not None and adapter.head is not None else None
-    model.add(name, adapter.method, seed=mix_seed(adapter.training.seed, "start"), classes=classes)
+    own = head if adapter.head is not None else None
+    criteria = () if own is None else own.criteria
+    objective = adapter.training.objective
+    if objective.compares and objective.type != "reward":
+        _check_writes(model, under, objective.type)
+    model.add(
+        name,
+        adapter.method,
+        seed=mix_seed(adapter.training.seed, "start"),
+        classes=None if own is None else own.classes,
+        criteria=len(criteria) or None,
+    )
     if adapter.init_from is not None:
         start_from(model, name, Path(adapter.init_from))
     rows = tuple(row for part in parts for row in part.train.rows)
     held_out = tuple(row for part in parts if part.held_out for row in part.held_out.rows)
-    task = Task(name, rows, adapter.training, held_out, under=under)
+    task = Task(
+        name,
+        rows,
+        adapter.training,
+        held_out,
+        build_objective(objective, criteria),
+        under,
+        continues=adapter.init_from is not None,
+    )
     _check_lengths(model, task)
     return task
+
+
+def _check_writes(model: AdaptedModel, under: tuple[str, ...], objective: str) -> None:
+    """See that answers have a likelihood: of a base that writes, under adapters without a head."""
+    headed = model.head_of(under)
+    if model.kind == "encoder" or headed is not None:
+        what = "an encoder, which writes no answers" if headed is None else "stacked on one with a head"
+        raise UserError(
+            f"objective: {objective} is of the likelihood of answers, and this adapter is {what}",
+            hint="Use objective: reward for an encoder." if headed is None else "Leave that one out of under.",
+        )
 
 
 def _check_lengths(model: AdaptedModel, task: Task) -> None:
@@ -188,7 +218,7 @@ def _check_lengths(model: AdaptedModel, task: Task) -> None:
     virtual, prefix = model.virtual_length(task.stack), model.prefix_length(task.stack)
     if not virtual and not prefix:
         return
-    rows = [RoutedRow(row, task.stack) for row in (*task.rows, *task.held_out)]
+    rows = [RoutedRow(row, task.stack) for leader in (*task.rows, *task.held_out) for row in leader.group]
     whole = [each.row for each in with_virtual_tokens(model, rows)]
     longest = max(max(len(row.source_ids or ()), len(row.ids)) for row in whole) - virtual
     room = model.context_length - virtual - prefix

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimizer step of one adapter. ``loss`` is the mean over the step's learnt tokens."""
+    """One optimizer step of one adapter. ``loss`` is the mean over the step's learnt tokens, or its objective's own.
+
+    ``measures``: what else the objective tells of the step, such as rewards; nothing for instruction tuning.
+    """
 
     adapter: str
     step: int
@@ -19,17 +22,22 @@ class Stepped:
     gradient_norm: float
     tokens: int
     learnt_tokens: int
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Held-out rows of one adapter: loss a learnt token, share of rows answered exactly. Step 0 is before training."""
+    """Held-out rows of one adapter: loss a learnt token, share of rows answered exactly. Step 0 is before training.
+
+    Of other objectives their own loss, and the share of comparisons that come out right, with further ``measures``.
+    """
 
     adapter: str
     step: int
     loss: float
     accuracy: float
     best: bool
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,33 +7,42 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from graftlm.adapters.heads import RewardHead
+from graftlm.adapters.method import Head
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Routing, Stack
 from graftlm.data.batches import EncodedRow, Padded, micro_batches, pad
+from graftlm.errors import UserError
 from graftlm.objectives.log_probs import token_log_probs, token_log_probs_and_hits
 from graftlm.training.virtual_rows import with_virtual_tokens
 
 
 @dataclass(frozen=True)
 class RoutedRow:
-    """A row, the adapters that serve it, and the dropout seed of the one that is being trained."""
+    """A row, the adapters that serve it, and the dropout seed of the one that is being trained.
+
+    ``group``: a number that rows of one group share, where they must be learnt together.
+    """
 
     row: EncodedRow
     stack: Stack
     seeds: tuple[tuple[str, int], ...] = ()
+    group: int | None = None
 
 
 @dataclass(frozen=True)
 class RowScore:
     """What a model makes of one row: summed log-probability, predictions learnt, how many were its first choice.
 
-    ``predicted``: the likeliest class at each of them, where the adapter has a head of its own.
+    ``predicted``: the likeliest class at each of them, where the adapter has a head of its own. ``rewards``: what a
+    reward head gives, one a criterion, as it comes; there are no log-probabilities then.
     """
 
     log_prob: float
     tokens: int
     hits: int
     predicted: tuple[int, ...] = ()
+    rewards: tuple[float, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -57,6 +66,31 @@ def plan_micro_batches(rows: Sequence[RoutedRow], max_tokens: int) -> list[list[
     return [sorted(batch, key=lambda index: (rows[index].stack, index)) for batch in batches]
 
 
+def plan_joint(rows: Sequence[RoutedRow], max_tokens: int) -> list[list[list[int]]]:
+    """Micro-batches (indices) that are run one after the other and go back together, so that groups stay whole.
+
+    Rows without a group make micro-batches of their own, as in :func:`plan_micro_batches`. Answers of a group that
+    differ much in length are padded apart.
+    """
+    if all(row.group is None for row in rows):
+        return [[batch] for batch in plan_micro_batches(rows, max_tokens)]
+    groups: dict[object, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(index if row.group is None else (row.stack, row.group), []).append(index)
+    members = list(groups.values())
+    joint = []
+    for chosen in micro_batches(
+        [max(len(rows[index].row.ids) for index in group) for group in members],
+        max_tokens,
+        source_lengths=[max(len(rows[index].row.source_ids or ()) for index in group) for group in members],
+        sizes=[len(group) for group in members],
+    ):
+        together = sorted(index for group in chosen for index in members[group])
+        inner = plan_micro_batches([rows[index] for index in together], max_tokens)
+        joint.append([[together[index] for index in batch] for batch in inner])
+    return joint
+
+
 def padded_size(rows: Sequence[RoutedRow]) -> int:
     """Tokens that these rows take side by side, padding included."""
     longest = max(len(row.row.ids) for row in rows) + max(len(row.row.source_ids or ()) for row in rows)
@@ -75,8 +109,24 @@ def build_micro_batch(model: AdaptedModel, rows: Sequence[RoutedRow], order: lis
     return MicroBatch(order, padded, routing)
 
 
+def micro_batch_values(model: AdaptedModel, batch: MicroBatch) -> list[torch.Tensor]:
+    """What each row of the batch gives, in its order, with gradients: log p of everything learnt, or rewards.
+
+    Tokens are scored by the language head, classes by the head of the row's adapter; a reward head gives one reward a
+    criterion, as it comes.
+    """
+    flat = micro_batch_log_probs(model, batch)
+    return list(flat.split(value_counts(model, batch)))  # type: ignore[no-untyped-call]
+
+
+def value_counts(model: AdaptedModel, batch: MicroBatch) -> list[int]:
+    """How many values :func:`micro_batch_log_probs` gives for each row: rewards are several a position."""
+    widths = [_width(_head_of(model, model.head_of(segment.stack))) for segment in batch.routing.segments]
+    return [count * width for count, width in zip(batch.padded.counts, widths, strict=True)]
+
+
 def micro_batch_log_probs(model: AdaptedModel, batch: MicroBatch) -> torch.Tensor:
-    """log p of everything learnt (n,), rows in the batch's order, with gradients.
+    """log p of everything learnt (n,), rows in the batch's order, with gradients; of reward heads, their rewards.
 
     Tokens are scored by the language head, classes by the head of the row's adapter.
     """
@@ -85,6 +135,7 @@ def micro_batch_log_probs(model: AdaptedModel, batch: MicroBatch) -> torch.Tenso
     by_head = _by_head(model, batch)
     for name, where in by_head.items():
         own, targets = hidden[where], batch.padded.targets[where]
+        head = _head_of(model, name)
         if name is None:
             found = token_log_probs(
                 model.score,
@@ -94,10 +145,12 @@ def micro_batch_log_probs(model: AdaptedModel, batch: MicroBatch) -> torch.Tenso
                 routing=_head_routing(model, batch, where),
                 head_is_trained=model.head_is_adapted,
             )
+        elif isinstance(head, RewardHead):
+            found = _rewards(head, own)
         else:
             found = _chosen(_class_log_probs(model, name, own), targets)
         parts.append(found)
-    return _in_order(parts, by_head)
+    return _in_order(model, parts, by_head)
 
 
 @torch.no_grad()
@@ -109,11 +162,14 @@ def score_rows(model: AdaptedModel, rows: Sequence[RoutedRow], max_tokens: int) 
         batch = build_micro_batch(model, rows, order)
         log_probs, hits, predicted = _scores(model, batch)
         start = 0
-        for index, count in zip(order, batch.padded.counts, strict=True):
+        for index, count in zip(order, value_counts(model, batch), strict=True):
             part = slice(start, start + count)
+            start += count
+            if isinstance(_head_of(model, model.head_of(rows[index].stack)), RewardHead):
+                scores[index] = RowScore(0.0, 1, 0, rewards=tuple(log_probs[part].double().tolist()))
+                continue
             classes = tuple(number for number in predicted[part].tolist() if number >= 0)
             scores[index] = RowScore(float(log_probs[part].double().sum()), count, int(hits[part].sum()), classes)
-            start += count
     return [score for score in scores if score is not None]
 
 
@@ -168,11 +224,15 @@ def _scores(model: AdaptedModel, batch: MicroBatch) -> tuple[torch.Tensor, torch
                 model.score, own, targets, vocabulary=model.vocabulary, routing=routing
             )
             parts.append((found, hits, torch.full_like(targets, -1)))
+        elif isinstance(head := _head_of(model, name), RewardHead):
+            found = _rewards(head, own)
+            nothing = torch.full(found.shape, -1, device=found.device)
+            parts.append((found, nothing >= 0, nothing))
         else:
             every = _class_log_probs(model, name, own)
             predicted = every.argmax(-1)
             parts.append((_chosen(every, targets), predicted == targets, predicted))
-    found, hits, predicted = (_in_order(list(kind), by_head) for kind in zip(*parts, strict=True))
+    found, hits, predicted = (_in_order(model, list(kind), by_head) for kind in zip(*parts, strict=True))
     return found, hits, predicted
 
 
@@ -218,6 +278,11 @@ def _class_log_probs(model: AdaptedModel, name: str, hidden: torch.Tensor) -> to
     """log p of every class, (n, classes), in float32 at least."""
     head = model.adapter(name).head
     assert head is not None
+    if isinstance(head, RewardHead):
+        raise UserError(
+            f"the adapter '{name}' has a reward head, which predicts no classes",
+            hint="Score answers with it: graftlm.evaluation.rewards.",
+        )
     logits: torch.Tensor = head(hidden)
     return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
@@ -226,10 +291,31 @@ def _chosen(every: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return every.gather(1, targets[:, None]).squeeze(1)
 
 
-def _in_order(parts: list[torch.Tensor], by_head: Mapping[str | None, torch.Tensor]) -> torch.Tensor:
+def _head_of(model: AdaptedModel, name: str | None) -> Head | None:
+    return None if name is None else model.adapter(name).head
+
+
+def _width(head: Head | None) -> int:
+    """How many values a head gives for each position."""
+    return head.criteria if isinstance(head, RewardHead) else 1
+
+
+def _rewards(head: RewardHead, hidden: torch.Tensor) -> torch.Tensor:
+    """The rewards at each position, position after position: (n × criteria,), in float32 at least."""
+    rewards: torch.Tensor = head(hidden)
+    return rewards.to(torch.promote_types(rewards.dtype, torch.float32)).flatten()
+
+
+def _in_order(
+    model: AdaptedModel, parts: list[torch.Tensor], by_head: Mapping[str | None, torch.Tensor]
+) -> torch.Tensor:
     """What each head gave, put together in the order of the batch."""
     if len(parts) == 1:
         return parts[0]
-    dtype = torch.promote_types(parts[0].dtype, parts[-1].dtype)
+    dtype = parts[0].dtype
+    for part in parts[1:]:
+        dtype = torch.promote_types(dtype, part.dtype)
     joined = torch.cat([part.to(dtype) for part in parts])
-    return joined[torch.cat(list(by_head.values())).argsort()]
+    widths = [_width(_head_of(model, name)) for name in by_head]
+    places = [where.repeat_interleave(width) for where, width in zip(by_head.values(), widths, strict=True)]
+    return joined[torch.cat(places).argsort(stable=True)]

@@ -18,20 +18,22 @@ import torch
 from graftlm.adapters.model import AdaptedModel
 from graftlm.errors import UserError
 from graftlm.objectives.objective import RowScores
+from graftlm.objectives.sft import SFT
 from graftlm.training.checkpoints import latest_checkpoint, save_checkpoint
 from graftlm.training.diagnosis import find_non_finite, non_finite_parameter
 from graftlm.training.events import CheckpointSaved, Ended, Evaluated, RoundDone, Stepped, Watcher
 from graftlm.training.forward import (
-    MicroBatch,
     RoutedRow,
     build_micro_batch,
-    micro_batch_log_probs,
-    plan_micro_batches,
+    micro_batch_values,
+    plan_joint,
     score_rows,
 )
+from graftlm.training.measures import evaluation, measure
 from graftlm.training.optimizers import clip_gradients, gradient_norm, learning_rate
+from graftlm.training.reference import with_references
 from graftlm.training.settings import RunSettings
-from graftlm.training.task import Progress, Task, check_tasks, exact_share, frozen_beneath, mean_loss
+from graftlm.training.task import Progress, Task, check_tasks, frozen_beneath
 from graftlm.training.virtual_rows import with_virtual_tokens
 
 SAVE_SECONDS = 600.0  # the most work that a kill costs, where the recipe says nothing
@@ -57,6 +59,7 @@ def train(
     resume: bool = False,
     watch: Watcher = lambda _event: None,
     should_stop: Callable[[], bool] = lambda: False,
+    references: Path | None = None,
 ) -> Outcome:
     """Train the adapters of ``tasks`` (already added to ``model``) side by side.
 
@@ -67,6 +70,8 @@ def train(
         resume: go on from the newest checkpoint there, to the same bits as a run that was never stopped.
         watch: called with every event, in order.
         should_stop: asked after every round; True saves a checkpoint and returns.
+        references: a folder to keep the reference's log-probabilities in, for objectives that compare with one; they
+            are found once, before the first step, and used again where base, adapters and rows are the same.
 
     Raises:
         UserError: the tasks cannot be trained together, the disk is full, or a checkpoint cannot be read or is of
@@ -74,6 +79,7 @@ def train(
     """
     check_tasks(tasks)
     settings = settings or RunSettings()
+    tasks = with_references(model, tasks, settings, references)
     runs = {task.adapter: Progress(task, model.adapter(task.adapter)) for task in tasks}
     counters = Counters()
     if resume and checkpoints is not None and (saved := latest_checkpoint(checkpoints)) is not None:
@@ -132,57 +138,94 @@ def _round(model: AdaptedModel, active: list[Progress], settings: RunSettings, w
     """One optimizer step of every active adapter; gives real and padded tokens."""
     owners: list[Progress] = []
     rows: list[RoutedRow] = []
-    statistics: dict[str, Any] = {}
+    compared: list[RoutedRow] = []
     for run in active:
         step_rows = run.step_rows()
-        statistics[run.task.adapter] = run.task.objective.statistics([row.row for row in step_rows])
-        owners += [run] * len(step_rows)
-        rows += with_virtual_tokens(model, step_rows)
+        learnt = [row for row in step_rows if not row.row.mismatched]
+        compared += [row for row in step_rows if row.row.mismatched]
+        owners += [run] * len(learnt)
+        rows += with_virtual_tokens(model, learnt)
+    statistics = _statistics(model, active, compared, settings)
     losses = dict.fromkeys(statistics, 0.0)
+    outputs: dict[int, torch.Tensor] = {}
     padded = 0
-    for order in plan_micro_batches(rows, settings.micro_batch_tokens):
-        batch = build_micro_batch(model, rows, order)
-        padded += batch.padded.size
-        log_probs = micro_batch_log_probs(model, batch)
-        parts = _adapter_losses(batch, log_probs, rows, owners, statistics)
+    for joint in plan_joint(rows, settings.micro_batch_tokens):
+        values: dict[int, torch.Tensor] = {}
+        for order in joint:
+            batch = build_micro_batch(model, rows, order)
+            padded += batch.padded.size
+            values |= zip(order, micro_batch_values(model, batch), strict=True)
+        parts = _adapter_losses(values, rows, owners, statistics)
         torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
         for name, part in parts.items():
             losses[name] += float(part.detach())
+        outputs |= {index: value.detach() for index, value in values.items()}
     for run in active:
         penalty = run.adapter.penalty()
         if penalty is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
             losses[run.task.adapter] += float(penalty.detach())
-        own = [row for row, owner in zip(rows, owners, strict=True) if owner is run]
-        _step(model, run, losses[run.task.adapter], own, watch)
+        own = [index for index, owner in enumerate(owners) if owner is run]
+        measures = _measures(run, [outputs[index] for index in own], statistics[run.task.adapter])
+        _step(model, run, losses[run.task.adapter], [rows[index] for index in own], measures, watch)
     return sum(row.row.tokens for row in rows), padded
 
 
+def _statistics(
+    model: AdaptedModel, active: list[Progress], mismatched: list[RoutedRow], settings: RunSettings
+) -> dict[str, Any]:
+    """What each objective must know of its whole step; rows that are scored and not learnt are scored here."""
+    scores = iter(score_rows(model, mismatched, settings.micro_batch_tokens) if mismatched else [])
+    found: dict[str, Any] = {}
+    for run in active:
+        leaders = run.task.leaders(run.step)
+        own = [row for leader in leaders for row in leader.group if row.mismatched]
+        log_ratios = [next(scores).log_prob - (row.reference or 0.0) for row in own]
+        found[run.task.adapter] = run.task.objective.statistics(leaders, log_ratios)
+    return found
+
+
+def _measures(run: Progress, outputs: list[torch.Tensor], statistics: Any) -> dict[str, float]:
+    """What the objective tells of the step, without its loss."""
+    if isinstance(run.task.objective, SFT):
+        return {}
+    values = [value.double() for value in outputs]
+    numbers = measure(run.task.objective, run.task.leaders(run.step), values, statistics)
+    numbers.pop("loss", None)
+    return numbers
+
+
 def _adapter_losses(
-    batch: MicroBatch,
-    log_probs: torch.Tensor,
-    rows: list[RoutedRow],
-    owners: list[Progress],
-    statistics: dict[str, Any],
+    values: dict[int, torch.Tensor], rows: list[RoutedRow], owners: list[Progress], statistics: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """The loss of each adapter's rows in a micro-batch."""
-    pieces = log_probs.split(batch.padded.counts)  # type: ignore[no-untyped-call]
+    """The loss of each adapter's rows (by index) that ran together."""
     indices: dict[str, list[int]] = {}
-    for number, index in enumerate(batch.order):
-        indices.setdefault(owners[index].task.adapter, []).append(number)
+    for index in sorted(values):
+        indices.setdefault(owners[index].task.adapter, []).append(index)
     losses: dict[str, torch.Tensor] = {}
-    for name, numbers in indices.items():
+    for name, own in indices.items():
+        sizes: dict[object, int] = {}
+        for index in own:
+            key: object = ("alone", index) if rows[index].group is None else rows[index].group
+            sizes[key] = sizes.get(key, 0) + 1
         scores = RowScores(
-            torch.cat([pieces[number] for number in numbers]),
-            tuple(batch.padded.counts[number] for number in numbers),
-            tuple(rows[batch.order[number]].row for number in numbers),
+            torch.cat([values[index] for index in own]),
+            tuple(len(values[index]) for index in own),
+            tuple(rows[index].row for index in own),
+            tuple(sizes.values()),
         )
-        task = owners[batch.order[numbers[0]]].task
-        losses[name] = task.objective.loss(scores, statistics[name])
+        losses[name] = owners[own[0]].task.objective.loss(scores, statistics[name])
     return losses
 
 
-def _step(model: AdaptedModel, run: Progress, loss: float, rows: list[RoutedRow], watch: Watcher) -> None:
+def _step(
+    model: AdaptedModel,
+    run: Progress,
+    loss: float,
+    rows: list[RoutedRow],
+    measures: dict[str, float],
+    watch: Watcher,
+) -> None:
     """Clip, step and clear one adapter's gradients; where something is not finite, it ends with its last good state."""
     task = run.task
     norm = gradient_norm(run.parameters)
@@ -211,7 +254,7 @@ def _step(model: AdaptedModel, run: Progress, loss: float, rows: list[RoutedRow]
     run.step += 1
     tokens, learnt = sum(row.row.tokens for row in rows), sum(row.row.n_supervised for row in rows)
     epoch = task.epochs_after(run.step)
-    watch(Stepped(task.adapter, run.step, run.total, epoch, loss, rate, norm, tokens, learnt))
+    watch(Stepped(task.adapter, run.step, run.total, epoch, loss, rate, norm, tokens, learnt, measures))
 
 
 def _evaluate(model: AdaptedModel, runs: list[Progress], settings: RunSettings, watch: Watcher) -> None:
@@ -221,9 +264,9 @@ def _evaluate(model: AdaptedModel, runs: list[Progress], settings: RunSettings, 
     scores = score_rows(model, rows, settings.micro_batch_tokens) if rows else []
     start = 0
     for run in runs:
-        own = scores[start : start + len(run.task.held_out)]
+        own = scores[start : start + len(run.task.held_out_rows())]
         start += len(own)
-        loss, accuracy = mean_loss(own), exact_share(own)
+        loss, accuracy, measures = evaluation(run.task, own)
         better = math.isfinite(loss) and (run.best_loss is None or loss < run.best_loss)
         if better:
             run.best_loss, run.best_step, run.evaluations_without_gain = loss, run.step, 0
@@ -231,7 +274,7 @@ def _evaluate(model: AdaptedModel, runs: list[Progress], settings: RunSettings, 
         else:
             run.evaluations_without_gain += 1
         run.history.append({"step": run.step, "loss": loss, "accuracy": accuracy})
-        watch(Evaluated(run.task.adapter, run.step, loss, accuracy, better))
+        watch(Evaluated(run.task.adapter, run.step, loss, accuracy, better, measures))
 
 
 def _maybe_end(run: Progress, watch: Watcher) -> None:

@@ -37,6 +37,7 @@ class MetricsFile:
         before_training = isinstance(event, Evaluated) and event.step == 0
         number = 0 if before_training else self._round + 1
         values = {"kind": KINDS[type(event)], "round": number, **asdict(event)}
+        values |= values.pop("measures", {})
         if isinstance(event, RoundDone):
             self._round = event.number
             values["round"] = event.number
@@ -92,9 +93,13 @@ def _forward(send: Callable[[str, float, int], None]) -> Watcher:
         if isinstance(event, Stepped):
             for key in ("loss", "learning_rate", "gradient_norm"):
                 send(f"{event.adapter}/train/{key}", getattr(event, key), event.step)
+            for key, value in event.measures.items():
+                send(f"{event.adapter}/train/{key}", value, event.step)
         elif isinstance(event, Evaluated):
             send(f"{event.adapter}/held_out/loss", event.loss, event.step)
             send(f"{event.adapter}/held_out/accuracy", event.accuracy, event.step)
+            for key, value in event.measures.items():
+                send(f"{event.adapter}/held_out/{key}", value, event.step)
         elif isinstance(event, RoundDone):
             send("run/tokens_per_second", event.tokens / event.seconds, event.number)
 

@@ -21,7 +21,7 @@ from graftlm.training.forward import (
     build_micro_batch,
     micro_batch_log_probs,
     padded_size,
-    plan_micro_batches,
+    plan_joint,
     score_rows,
 )
 from graftlm.training.settings import RunSettings
@@ -75,8 +75,8 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
     """
     check_tasks(tasks)
     rounds = [with_virtual_tokens(model, rows) for rows in _layout(tasks, settings)]
-    shapes = [(rows, order) for rows in rounds for order in plan_micro_batches(rows, settings.micro_batch_tokens)]
-    padded = [padded_size([rows[index] for index in order]) for rows, order in shapes]
+    shapes = [(rows, joint) for rows in rounds for joint in plan_joint(rows, settings.micro_batch_tokens)]
+    padded = [sum(padded_size([rows[index] for index in order]) for order in joint) for rows, joint in shapes]
     work = sorted(range(len(shapes)), key=lambda index: -padded[index])
     largest, middle = work[0], work[len(work) // 2]
     heaviest = max(work, key=lambda index: _weight(model, *shapes[index]))
@@ -144,29 +144,35 @@ def _layout(tasks: Sequence[Task], settings: RunSettings) -> list[list[RoutedRow
     """The rows of every round."""
     total = max(len(task.steps) for task in tasks)
     return [
-        [row for task in tasks if number < len(task.steps) for row in task.step_rows(number)] for number in range(total)
+        [row for task in tasks if number < len(task.steps) for row in task.step_rows(number) if not row.row.mismatched]
+        for number in range(total)
     ]
 
 
-def _run(model: AdaptedModel, rows: list[RoutedRow], order: list[int]) -> _Sample:
-    """Forward and backward of one micro-batch."""
+def _run(model: AdaptedModel, rows: list[RoutedRow], joint: list[list[int]]) -> _Sample:
+    """Forward and backward of one micro-batch, or of several that go back together."""
     started = time.perf_counter()
-    batch = build_micro_batch(model, rows, order)
-    micro_batch_log_probs(model, batch).sum().backward()  # type: ignore[no-untyped-call]
+    batches = [build_micro_batch(model, rows, order) for order in joint]
+    torch.stack([micro_batch_log_probs(model, batch).sum() for batch in batches]).sum().backward()  # type: ignore[no-untyped-call]
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-    return _Sample(batch.padded.size, time.perf_counter() - started, peak_memory(model.device))
+    return _Sample(
+        sum(batch.padded.size for batch in batches), time.perf_counter() - started, peak_memory(model.device)
+    )
 
 
-def _weight(model: AdaptedModel, rows: list[RoutedRow], order: list[int]) -> float:
+def _weight(model: AdaptedModel, rows: list[RoutedRow], joint: list[list[int]]) -> float:
     """What a micro-batch takes of memory, about: its padded tokens, those of a large adapter counted for more.
 
     A trained copy of the base has as many activations as the base itself, which runs for its rows too.
     """
     base = sum(parameter.numel() for parameter in model.base.parameters())
-    chosen = [rows[index] for index in order]
-    own = sum(model.adapter(name).trained_parameters for row in chosen for name in row.stack)
-    return padded_size(chosen) * (1.0 + own / base / len(chosen))
+    weight = 0.0
+    for order in joint:
+        chosen = [rows[index] for index in order]
+        own = sum(model.adapter(name).trained_parameters for row in chosen for name in row.stack)
+        weight += padded_size(chosen) * (1.0 + own / base / len(chosen))
+    return weight
 
 
 def _optimizer_step(runs: list[Progress]) -> float:

@@ -6,13 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from graftlm.training.objective_settings import NamedObjective, ObjectiveSettings
+
 
 class AdapterTraining(BaseModel):
     """How one adapter is trained. Nothing here depends on which other adapters are trained beside it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    objective: Literal["sft"] = Field("sft", description="The loss: sft (supervised fine-tuning).")
+    objective: NamedObjective = Field(
+        ObjectiveSettings(type="sft"),
+        description="The loss: sft (instruction tuning), or one that learns from preferences: reward (a head that "
+        "scores answers), dpo, kto, orpo, simpo. A name, or a mapping with settings: {type: dpo, beta: 0.1}.",
+        validate_default=True,
+    )
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="How the learning rate falls after the warm-up: cosine, linear or constant."

@@ -28,7 +28,11 @@ from graftlm.training.settings import AdapterTraining
 
 @dataclass(frozen=True)
 class Task:
-    """What one adapter learns. ``under`` names trained adapters that it is stacked on, which stay as they are."""
+    """What one adapter learns. ``under`` names trained adapters that it is stacked on, which stay as they are.
+
+    Each of ``rows`` leads its group, and a step has whole groups. The reference of objectives that need one is the
+    stack beneath, or with ``continues`` the adapter itself as it is when training begins.
+    """
 
     adapter: str
     rows: tuple[EncodedRow, ...]
@@ -36,6 +40,12 @@ class Task:
     held_out: tuple[EncodedRow, ...] = ()
     objective: Objective = field(default_factory=SFT)
     under: Stack = ()
+    continues: bool = False
+
+    @property
+    def reference_stack(self) -> Stack:
+        """The routing of the reference."""
+        return self.stack if self.continues else self.under
 
     @property
     def stack(self) -> Stack:
@@ -46,7 +56,7 @@ class Task:
     def steps(self) -> list[list[int]]:
         """The rows of every optimizer step of the whole run."""
         settings = self.settings
-        lengths = [row.tokens for row in self.rows]
+        lengths = [sum(each.tokens for each in row.group) for row in self.rows]
         batch_rows = settings.batch_rows or (None if settings.batch_tokens else 16)
         steps: list[list[int]] = []
         epoch = 0
@@ -69,24 +79,35 @@ class Task:
     def digest(self) -> str:
         """SHA-256 of all rows, learnt and held out: a resumed run must see the same ones."""
         digest = hashlib.sha256()
-        for row in (*self.rows, *self.held_out):
+        for row in (each for leader in (*self.rows, *self.held_out) for each in leader.group):
             digest.update(array("q", row.ids).tobytes() + b"|" + bytes(row.supervised) + b"|")
             for mark, values in ((b"targets", row.targets), (b"source", row.source_ids)):
                 if values is not None:
                     digest.update(mark + array("q", values).tobytes() + b"|")
+            if row.judged is not None:
+                digest.update(repr(row.judged).encode() + b"|")
         return digest.hexdigest()
 
     def step_rows(self, step: int, view: str | None = None) -> list[RoutedRow]:
         """The rows of optimizer step ``step``, each with the dropout seed of this adapter, step and row.
 
+        The rows of a group follow their leader. Those that are scored and not learnt are among them, without dropout.
         ``view``: the form of the adapter that is trained at this step; see :meth:`Adapter.training_view`.
         """
         seed = mix_seed(self.settings.seed, self.adapter, "dropout", step)
         name = self.adapter if view is None else f"{self.adapter}@{view}"
-        return [
-            RoutedRow(self.rows[index], (*self.under, name), ((name, mix_seed(seed, index)),))
-            for index in self.steps[step]
-        ]
+        found = []
+        for index in self.steps[step]:
+            group = self.rows[index].group
+            for place, row in enumerate(group):
+                own = mix_seed(seed, index) if place == 0 else mix_seed(seed, index, place)
+                seeds = () if row.mismatched else ((name, own),)
+                found.append(RoutedRow(row, (*self.under, name), seeds, index if len(group) > 1 else None))
+        return found
+
+    def leaders(self, step: int) -> list[EncodedRow]:
+        """The rows of a step that lead its groups."""
+        return [self.rows[index] for index in self.steps[step]]
 
     def epochs_after(self, step: int) -> float:
         """Passes over the rows that ``step`` steps make."""
@@ -94,7 +115,8 @@ class Task:
 
     def held_out_rows(self, stack: Stack | None = None) -> list[RoutedRow]:
         """The held-out rows under this task's routing, or under another."""
-        return [RoutedRow(row, self.stack if stack is None else stack) for row in self.held_out]
+        chosen = self.stack if stack is None else stack
+        return [RoutedRow(row, chosen) for leader in self.held_out for row in leader.group]
 
 
 @dataclass
@@ -278,11 +300,11 @@ def frozen_beneath(model: AdaptedModel, tasks: Sequence[Task]) -> Iterator[None]
             parameter.requires_grad_(True)
 
 
-def mean_loss(scores: list[RowScore]) -> float:
+def mean_loss(scores: Sequence[RowScore]) -> float:
     """Negative log-likelihood a learnt token, over all rows."""
     return -sum(score.log_prob for score in scores) / max(1, sum(score.tokens for score in scores))
 
 
-def exact_share(scores: list[RowScore]) -> float:
+def exact_share(scores: Sequence[RowScore]) -> float:
     """The share of rows whose answer greedy decoding gives exactly."""
     return sum(score.exact for score in scores) / max(1, len(scores))

@@ -78,7 +78,7 @@ def train_together(
             value
             for event in recorder.of((Stepped, Evaluated), name)  # type: ignore[arg-type]
             for key, value in sorted(vars(event).items())
-            if key != "adapter"
+            if key not in ("adapter", "measures")
         ]
         for name in names
     }
