@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from graftlm.data.batches import EncodedRow
 from graftlm.data.instances import Instance
-from graftlm.data.judged import Answer, Judgement, answers_of, compared
+from graftlm.data.judged import Answer, Judgement, answers_of, compared, single_answers
 from graftlm.data.labelled import encoder_frame, prompt_text
 from graftlm.data.pieces import tokenize_alone
 from graftlm.data.prepare import RowCounts
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NOT_COMPARED = "no answers to compare"
-NOT_JUDGED = "an answer that nobody found good or bad"
+NOT_JUDGED = "nobody found the answer good or bad"
 EMPTY = "an empty answer"
 EQUAL = "the answers are the same as far as they are read"
 
@@ -41,16 +41,18 @@ class _Noted(RowCounts):
 class ComparedAnswers:
     """Instances with answers to compare, each answer as ``rendering`` makes it: a row with the others beside it.
 
-    A group that loses an answer is dropped whole, by the reason of the first one that is lost. ``singly``: answers need
-    not be compared, but each must be found desirable or not.
+    A group that loses an answer is dropped whole, by the reason of the first one that is lost. ``singly``: answers are
+    not compared, but each by itself was found good or bad.
     """
 
     rendering: Rendering
-    criteria: int = 1
+    criteria: tuple[str, ...] = ("",)
     singly: bool = False
 
     def rows(self, instances: Sequence[Instance], counts: RowCounts) -> Rows:
-        groups = [answers_of(instance, self.criteria) for instance in instances]
+        groups = [
+            single_answers(instance) if self.singly else answers_of(instance, self.criteria) for instance in instances
+        ]
         flat = [answer for group in groups for answer in group]
         noted = _Noted()
         numbered = [replace(answer.instance, row=number) for number, answer in enumerate(flat)]
@@ -77,9 +79,9 @@ class ComparedAnswers:
 def _fault(group: Sequence[Answer], rows: Sequence[EncodedRow | None], singly: bool) -> str | None:
     """Why nothing can be learnt from a group, or None. ``rows``: None where an answer was dropped, for its own reason."""
     judged = [answer.judged for answer in group]
-    criteria = max(len(each.ranks) for each in judged)
-    if singly and any(each.desirable is None for each in judged):
+    if not group:
         return NOT_JUDGED
+    criteria = max(len(each.ranks) for each in judged)
     if not singly and not any(compared(judged, number) for number in range(criteria)):
         return NOT_COMPARED
     if any(not answer.instance.messages[-1].content.strip() for answer in group):

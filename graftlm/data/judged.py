@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from graftlm.data.instances import Instance, Message
+from graftlm.data.instances import Instance
+from graftlm.data.verdicts import overall
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +34,58 @@ class Answer:
     judged: Judgement
 
 
-def answers_of(instance: Instance, criteria: int = 1) -> list[Answer]:
-    """The answers that an instance has to its prompt, the first as the instance itself tells it.
+def answers_of(instance: Instance, criteria: Sequence[str] = ("",)) -> list[Answer]:
+    """The answers that an instance has to its prompt, the best first, with their ranks by criterion.
 
-    A pair gives two answers, ranked 0 and 1 by all of ``criteria``, the first desirable and the second not; other
-    instances give one, of which nothing is said.
+    A single criterion takes what is said by its name, or else what is said as a whole, or else the order of the
+    answers; several take what is said by their names alone. What several annotators said is averaged.
     """
-    rejected = instance.rejected
-    if rejected is None:
-        return [Answer(instance, Judgement(ranks=(math.nan,) * criteria))]
-    chosen = instance.chosen
-    worse = replace(chosen, messages=(*chosen.messages[:-1], Message("assistant", rejected.content)))
+    count = len(instance.answers)
+    ranks = [_ranks(instance, name, alone=len(criteria) == 1) for name in criteria]
+    margin = max((verdict.margin for verdict in instance.verdicts), default=0.0) if count == 2 else 0.0
     return [
-        Answer(chosen, Judgement(ranks=(0.0,) * criteria, desirable=True)),
-        Answer(worse, Judgement(ranks=(1.0,) * criteria, desirable=False)),
+        Answer(
+            instance.with_answer(number),
+            Judgement(tuple(each[number] for each in ranks), margin if number else 0.0),
+        )
+        for number in range(count)
     ]
+
+
+def single_answers(instance: Instance) -> list[Answer]:
+    """The answers of an instance that were found good or bad, each by itself.
+
+    By labels where there are some; else the best of several answers is good, and the worst bad.
+    """
+    count = len(instance.answers)
+    labels = [verdict for verdict in instance.verdicts if verdict.kind == "labels"]
+    good: list[bool | None] = [None] * count
+    if labels:
+        for number in range(count):
+            said = [value for verdict in labels if (value := verdict.values[number]) is not None]
+            mean = sum(said) / len(said) if said else 0.5
+            good[number] = None if mean == 0.5 else mean > 0.5
+    else:
+        ranks = [rank for rank in _ranks(instance, "", alone=True) if not math.isnan(rank)]
+        if len(set(ranks)) > 1:
+            places = {min(ranks): True, max(ranks): False}
+            good = [places.get(rank) for rank in _ranks(instance, "", alone=True)]
+    return [
+        Answer(instance.with_answer(number), Judgement(desirable=found))
+        for number, found in enumerate(good)
+        if found is not None
+    ]
+
+
+def _ranks(instance: Instance, criterion: str, *, alone: bool) -> list[float]:
+    """The ranks of all answers by a criterion, NaN where one was not judged."""
+    count = len(instance.answers)
+    own = [verdict for verdict in instance.verdicts if verdict.criterion == criterion and criterion]
+    used = own or (list(instance.verdicts) if alone else [])
+    if not used and alone and not instance.verdicts and count > 1:
+        return [float(number) for number in range(count)]
+    scores = overall(used, count) or [-math.inf] * count
+    return [math.nan if score == -math.inf else -score for score in scores]
 
 
 def compared(judged: list[Judgement], criterion: int = 0) -> list[tuple[int, int]]:

@@ -195,7 +195,7 @@ def _prepare(
             decoder_start=getattr(model.base.config, "decoder_start_token_id", None),
         )
         if form != "answers":
-            criteria = len(head.criteria) if head is not None and head.type == "reward" else 1
+            criteria = head.criteria if head is not None and head.type == "reward" else ("",)
             rendering, settings["preferences"] = ComparedAnswers(rendering, criteria, form == "judged"), "compare"
 
         def rendered(instances: Instances) -> PreparedData:

@@ -22,7 +22,7 @@ from graftlm.training.task import Task
 from tests.training.preferred import OBJECTIVES, make_groups, model_for, preference_task
 from tests.training.work import Weights, difference, run, same_bits, weights
 
-NAMES = {name: objective for name, objective in zip("abcdef", OBJECTIVES, strict=True)}
+NAMES = dict(zip("abcdef", OBJECTIVES, strict=True))
 
 
 def task_of(name: str) -> Task:
