@@ -132,6 +132,13 @@ def _head(
 ) -> HeadSettings | None:
     """What an adapter predicts, with the labels of its data sets, or those of the head beneath it."""
     head = adapter.head or beneath
+    objective = adapter.training.objective
+    if objective.compares and objective.type != "reward" and (model.kind == "encoder" or head is not None):
+        what = "stacked on one with a head" if model.kind != "encoder" else "on an encoder, which writes no answers"
+        raise UserError(
+            f"objective: {objective.type} is of the likelihood of answers, and this adapter is {what}",
+            hint="An encoder can learn objective: reward. A head beneath is left out with its adapter.",
+        )
     if head is None:
         return None
     if head.type == "verbalizer" and model.kind == "encoder" and not model.has_language_head:

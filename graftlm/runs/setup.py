@@ -176,8 +176,6 @@ def _task(
     own = head if adapter.head is not None else None
     criteria = () if own is None else own.criteria
     objective = adapter.training.objective
-    if objective.compares and objective.type != "reward":
-        _check_writes(model, under, objective.type)
     model.add(
         name,
         adapter.method,
@@ -200,17 +198,6 @@ def _task(
     )
     _check_lengths(model, task)
     return task
-
-
-def _check_writes(model: AdaptedModel, under: tuple[str, ...], objective: str) -> None:
-    """See that answers have a likelihood: of a base that writes, under adapters without a head."""
-    headed = model.head_of(under)
-    if model.kind == "encoder" or headed is not None:
-        what = "an encoder, which writes no answers" if headed is None else "stacked on one with a head"
-        raise UserError(
-            f"objective: {objective} is of the likelihood of answers, and this adapter is {what}",
-            hint="Use objective: reward for an encoder." if headed is None else "Leave that one out of under.",
-        )
 
 
 def _check_lengths(model: AdaptedModel, task: Task) -> None:

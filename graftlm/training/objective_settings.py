@@ -56,7 +56,7 @@ class ObjectiveSettings(BaseModel):
     def _fits(self) -> ObjectiveSettings:
         for key, types in _KEYS.items():
             if getattr(self, key) is not None and self.type not in types:
-                raise ValueError(f"{key}: belongs to {' and '.join(types)}, not to {self.type}")
+                raise ValueError(f"{key}: belongs to {', '.join(types)}, not to {self.type}")
         smoothed = self.label_smoothing
         if smoothed:
             form = self.loss or "sigmoid"

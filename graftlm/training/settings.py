@@ -15,10 +15,13 @@ class AdapterTraining(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     objective: NamedObjective = Field(
-        ObjectiveSettings(type="sft"),
+        default_factory=lambda: ObjectiveSettings(type="sft"),
         description="The loss: sft (instruction tuning), or one that learns from preferences: reward (a head that "
-        "scores answers), dpo, kto, orpo, simpo. A name, or a mapping with settings: {type: dpo, beta: 0.1}.",
-        validate_default=True,
+        "scores answers), dpo, kto, orpo, simpo. A name, or a mapping with settings: {type: dpo, beta: 0.1, "
+        "loss: sigmoid, sigmoid_per_token, hinge, ipo, ipo_per_token or robust, label_smoothing: 0}, {type: reward, "
+        "margin: 0, centring: 0}, {type: kto, beta: 0.1, desirable_weight: 1, undesirable_weight: 1}, {type: orpo, "
+        "beta: 0.1}, {type: simpo, beta: 2, margin: 1}.",
+        json_schema_extra={"default": "sft"},
     )
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "linear", "constant"] = Field(

@@ -444,7 +444,7 @@ def test_a_head_and_its_labels():
     [
         (
             {"type": "clasifier"},
-            "adapters.a.head.type: must be one of classifier, tagger, verbalizer, is 'clasifier'; did you mean 'classifier'?",
+            "adapters.a.head.type: must be one of classifier, tagger, verbalizer, reward, is 'clasifier'; did you mean 'classifier'?",
         ),
         ({"type": "tagger", "label": ["a"]}, "adapters.a.head.label: unknown key; did you mean 'labels'?"),
         (

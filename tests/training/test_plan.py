@@ -94,10 +94,10 @@ def test_the_peak_is_measured_while_all_gradients_and_moments_are_there(monkeypa
         made.append(real_progress(*args))
         return made[-1]
 
-    def run_one(model: AdaptedModel, rows: list[RoutedRow], order: list[int]) -> Any:
+    def run_one(model: AdaptedModel, rows: list[RoutedRow], order: list[list[int]]) -> Any:
         parameters = [parameter for each in made for parameter in each.parameters]
         moments = [parameter in each.optimizer.state for each in made for parameter in each.parameters]
-        adapters = {name for index in order for name in rows[index].stack}
+        adapters = {name for joint in order for index in joint for name in rows[index].stack}
         seen.append((all(parameter.grad is not None for parameter in parameters), all(moments), adapters))
         return real_run(model, rows, order)
 
