@@ -48,8 +48,10 @@ def choose_rendering(
     if kind == "encoder-decoder":
         if head is not None:
             raise UserError(
-                f"head: an encoder-decoder writes text, and takes no {head.type}",
-                hint="Leave head out, and the labels are learnt as answers.",
+                f"head: an encoder-decoder writes its labels as text, and takes no {head.type}",
+                hint="Leave head out, and the labels are learnt as answers."
+                if head.type != "reward"
+                else "Put the reward adapter on an encoder or a decoder.",
             )
         return _two_sequences(template, tokenizer, decoder_start, max_length)
     if kind == "encoder":

@@ -191,7 +191,7 @@ def test_two_sequences_of_a_tokenizer_that_frames_its_texts() -> None:
     ("kind", "head", "message"),
     [
         ("encoder", None, "an encoder, which writes no text"),
-        ("encoder-decoder", {"type": "classifier"}, "an encoder-decoder writes text"),
+        ("encoder-decoder", {"type": "classifier"}, "an encoder-decoder writes its labels as text"),
         ("decoder", {"type": "verbalizer", "pattern": "{mask}"}, "this base is a decoder"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Objectives of preferences in the one loop: beside others as alone, whatever the micro-batches, and as trl computes."""
+"""Objectives of preferences in the one loop: beside others as alone, whatever the micro-batches; the reference."""
 
 from __future__ import annotations
 
