@@ -107,6 +107,8 @@ def preview(
     data = prepare(
         replace(loaded, items=plain), template, tokenizer, max_length=max_length, max_dropped=1.0, rendering=rendering
     )
+    whole = [judged.get(id(each), each) for each in data.instances]
+    data.counts.duplicates = len(whole) - len({(each.messages, each.verdicts) for each in whole})
     console.print(f"{file}: {data.summary}", markup=False, soft_wrap=True)
     if loaded.ignored:
         console.print(f"columns not used: {', '.join(loaded.ignored)}", style="dim", markup=False, soft_wrap=True)

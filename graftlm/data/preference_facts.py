@@ -144,7 +144,8 @@ def median(lengths: Sequence[int]) -> int:
 
 def describe(found: PreferenceFacts) -> list[str]:
     """The facts as lines for people."""
-    forms = ", ".join(f"{number:,} {form}" for form, number in sorted(found.forms.items(), key=lambda item: -item[1]))
+    ordered = sorted(found.forms.items(), key=lambda item: -item[1])
+    forms = ", ".join(f"{number:,} {form if number > 1 else _one(form)}" for form, number in ordered)
     lines = [f"preference rows: {found.rows:,} ({forms})"]
     if found.annotators:
         lines.append(f"annotators: {len(found.annotators):,}; how far they agree: graftlm data agreement")
@@ -162,6 +163,11 @@ def describe(found: PreferenceFacts) -> list[str]:
         if single := found.single.get(criterion):
             lines += _describe_single(name, single)
     return lines
+
+
+def _one(form: str) -> str:
+    word, *rest = form.split(" ")
+    return " ".join([word.removesuffix("s"), *rest]).removesuffix("s")
 
 
 def _describe_single(name: str, single: Single) -> list[str]:

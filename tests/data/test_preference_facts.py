@@ -34,7 +34,7 @@ def test_lengths_of_comparisons() -> None:
     assert (whole.longer, whole.shorter, whole.equal, whole.longer_wins) == (2, 1, 1, 0.625)
     assert (harmless.ties, harmless.comparisons, harmless.longer_wins) == (1, 0, None)
     assert found.forms == {"pairs": 2, "lists of 3": 1}
-    assert describe(found)[:2] == ["preference rows: 3 (2 pairs, 1 lists of 3)", "as a whole: 4 comparisons, 0 ties"]
+    assert describe(found)[:2] == ["preference rows: 3 (2 pairs, 1 list of 3)", "as a whole: 4 comparisons, 0 ties"]
 
 
 def test_single_answers() -> None:
@@ -101,14 +101,14 @@ def test_preview(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     shown = result.output.replace(str(tmp_path), "")
     for line in (
-        "preference rows: 3 (2 pairs, 1 lists of 3)",
+        "preference rows: 3 (2 pairs, 1 list of 3)",
         "as a whole: 4 comparisons, 1 ties",
         "  characters (median): better 11, worse 3; the longer one wins 100.0%",
         "rejected: No.",
         "answer 3: No.",
         "as good (a tie): No.",
         "ranks, as a whole: 0, 1, 2 (Ann)",
-        "kept       3 of 4, of them 2 exact duplicates",
+        "kept       3 of 4\n",
         "dropped    1: the chosen and the rejected answer are the same (/rows.jsonl:4)",
     ):
         assert line in shown
@@ -125,7 +125,7 @@ def test_inspect(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["data", "inspect", file, "--out", str(page)])
     assert result.exit_code == 0, result.output
     assert "dropped 1: empty rejected answer" in result.output
-    assert "preference rows: 2 (1 pairs, 1 lists of 3)" in result.output
+    assert "preference rows: 2 (1 pair, 1 list of 3)" in result.output
     text = page.read_text("utf-8")
     assert "answer 3 of 3 · ranks, as a whole: 2" in text
     assert "The better answer is, as a whole" in text
