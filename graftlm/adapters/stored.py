@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -44,6 +45,16 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     named = module.state_dict(keep_vars=True)
     first = {id(tensor): name for name, tensor in reversed(named.items())}
     return {name: tensor for name, tensor in named.items() if first[id(tensor)] == name}
+
+
+def parameters_digest(modules: Iterable[nn.Module]) -> str:
+    """SHA-256 of all parameters and buffers of some modules, with their names, shapes and dtypes."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(own_tensors(module).items()):
+            digest.update(f"|{name} {tensor.dtype} {tuple(tensor.shape)}|".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from graftlm.data.batches import EncodedRow
@@ -11,7 +11,7 @@ from graftlm.data.instances import Instance
 from graftlm.data.judged import Answer, Judgement, answers_of, compared, single_answers
 from graftlm.data.labelled import encoder_frame, prompt_text
 from graftlm.data.pieces import tokenize_alone
-from graftlm.data.prepare import RowCounts
+from graftlm.data.prepare import RowCounts, RowFates
 from graftlm.data.rendering import PROMPT_FILLS, TRUNCATED, Rendering, Rows, row_with_targets
 
 if TYPE_CHECKING:
@@ -21,20 +21,6 @@ NOT_COMPARED = "no answers to compare"
 NOT_JUDGED = "nobody found the answer good or bad"
 EMPTY = "an empty answer"
 EQUAL = "the answers are the same as far as they are read"
-
-
-@dataclass
-class _Noted(RowCounts):
-    """An account that remembers what became of each row by its number."""
-
-    dropped_rows: dict[int, str] = field(default_factory=dict)
-    cut_rows: dict[int, str] = field(default_factory=dict)
-
-    def drop(self, reason: str, source: str, row: int) -> None:
-        self.dropped_rows[row] = reason
-
-    def truncate(self, reason: str, source: str, row: int) -> None:
-        self.cut_rows[row] = reason
 
 
 @dataclass(frozen=True)
@@ -54,7 +40,7 @@ class ComparedAnswers:
             single_answers(instance) if self.singly else answers_of(instance, self.criteria) for instance in instances
         ]
         flat = [answer for group in groups for answer in group]
-        noted = _Noted()
+        noted = RowFates()
         numbered = [replace(answer.instance, row=number) for number, answer in enumerate(flat)]
         found = {row.row: row for _, row in self.rendering.rows(numbered, noted)}
         start = 0
@@ -62,13 +48,12 @@ class ComparedAnswers:
             numbers = range(start, start + len(group))
             start += len(group)
             reason = _fault(group, [found.get(number) for number in numbers], self.singly)
-            lost = next((noted.dropped_rows[number] for number in numbers if number in noted.dropped_rows), reason)
+            lost = next((noted.reasons[number] for number in numbers if number in noted.reasons), reason)
             if lost is not None:
                 counts.drop(reason or lost, instance.source, instance.row)
                 continue
-            cut = next((noted.cut_rows[number] for number in numbers if number in noted.cut_rows), None)
-            if cut is not None:
-                counts.truncate(cut, instance.source, instance.row)
+            if not noted.cut.isdisjoint(numbers):
+                counts.truncate(TRUNCATED, instance.source, instance.row)
             rows = [
                 replace(found[number], row=instance.row, judged=answer.judged)
                 for number, answer in zip(numbers, group, strict=True)

@@ -84,6 +84,20 @@ class RowCounts:
 
 
 @dataclass
+class RowFates(RowCounts):
+    """An account that remembers of each row, by its number alone, why it was dropped, and which were cut."""
+
+    reasons: dict[int, str] = field(default_factory=dict)
+    cut: set[int] = field(default_factory=set)
+
+    def drop(self, reason: str, source: str, row: int) -> None:
+        self.reasons[row] = reason
+
+    def truncate(self, reason: str, source: str, row: int) -> None:
+        self.cut.add(row)
+
+
+@dataclass
 class Instances:
     """Instances that were read, how ("Alpaca"), their account so far, and the columns that were not used."""
 

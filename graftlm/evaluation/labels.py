@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,7 +12,7 @@ from graftlm.adapters.routing import Stack
 from graftlm.data.heads import HeadSettings
 from graftlm.data.instances import Instance, Message
 from graftlm.data.labelled import MaskedWord, choose_rendering, prompt_text
-from graftlm.data.prepare import RowCounts
+from graftlm.data.prepare import RowFates
 from graftlm.data.prompt_template import PromptTemplate
 from graftlm.data.prompted import PromptedWord
 from graftlm.data.rendering import Rendering
@@ -108,7 +108,7 @@ def predict_labels(
 
     ``max_tokens``: padded tokens that run together. Rows of all predictors share their passes through the base.
     """
-    accounts = {predictor: _Account() for predictor, _ in prompts}
+    accounts = {predictor: RowFates() for predictor, _ in prompts}
     rows: dict[int, RoutedRow] = {}
     for predictor, account in accounts.items():
         asked = [predictor.asked(messages, row) for row, (own, messages) in enumerate(prompts) if own is predictor]
@@ -127,17 +127,3 @@ def predict_labels(
         labels = tuple(predictor.head.labels[number] for number in best.indices.tolist())
         results.append(Labels(labels, tuple(best.values.exp().tolist()), row in account.cut))
     return results
-
-
-@dataclass
-class _Account(RowCounts):
-    """An account that remembers of each row why it was dropped, and which were cut."""
-
-    reasons: dict[int, str] = field(default_factory=dict)
-    cut: set[int] = field(default_factory=set)
-
-    def drop(self, reason: str, source: str, row: int) -> None:
-        self.reasons[row] = reason
-
-    def truncate(self, reason: str, source: str, row: int) -> None:
-        self.cut.add(row)

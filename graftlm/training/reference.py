@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from graftlm.adapters.model import AdaptedModel
+from graftlm.adapters.stored import parameters_digest
 from graftlm.base.files import write_folder
 from graftlm.data.batches import EncodedRow
 from graftlm.errors import UserError
@@ -78,13 +79,9 @@ def _with(task: Task, log_probs: Sequence[float]) -> Task:
 
 def _identity(model: AdaptedModel, task: Task) -> dict[str, str]:
     """What the log-probabilities depend on. The rows' ids hold what template and tokenizer made of the data."""
-    digest = hashlib.sha256()
-    for name in task.reference_stack:
-        adapter = model.adapter(name)
-        digest.update(json.dumps(adapter.config.model_dump(mode="json"), sort_keys=True).encode())
-        for key, tensor in sorted(adapter.state_dict().items()):
-            digest.update(f"|{key} {tensor.dtype} {tuple(tensor.shape)}|".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    adapters = [model.adapter(name) for name in task.reference_stack]
+    configs = json.dumps([adapter.config.model_dump(mode="json") for adapter in adapters], sort_keys=True)
+    digest = hashlib.sha256((configs + parameters_digest(adapters)).encode())
     return {"base": model.fingerprint, "adapters": digest.hexdigest(), "rows": task.digest}
 
 

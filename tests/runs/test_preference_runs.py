@@ -15,6 +15,7 @@ from graftlm.errors import UserError
 from graftlm.recipe import Recipe, recipe_from_dict
 from graftlm.runs import RunFolder, execute, locked, set_up
 from tests.runs.small import colour_rows, write_rows
+from tests.training.work import after_round
 
 OBJECTIVES: dict[str, Any] = {
     "sft": "sft",
@@ -94,13 +95,7 @@ def test_stopped_after_every_round_it_ends_with_the_same_bits(finished: RunFolde
     folder = RunFolder(tmp_path / "out")
     lives = 0
     while not folder.finished:
-        asked = 0
-
-        def stop() -> bool:
-            nonlocal asked
-            asked += 1
-            return asked == 2 and lives < 2
-
+        stop = after_round(2) if lives < 2 else (lambda: False)
         carry_out(recipe, folder.path, resume=lives > 0, should_stop=stop)
         lives += 1
     assert lives == 3
