@@ -10,7 +10,8 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -129,18 +130,29 @@ def endpoint_reward(
         UserError: the address is none.
     """
     endpoint = Endpoint(url, model, os.environ.get(key_variable, "").strip() or None)
-    _ = endpoint.address
+    with _told_of(name):
+        shown = endpoint.shown
     kept = Kept(folder / "rewards.jsonl")
 
     def of_all(answers: Sequence[Rollout]) -> list[float]:
         texts = [rating_question(criterion, answer) for answer in answers]
-        keys = {text: key_of("rating", endpoint.shown, model, text) for text in texts}
+        keys = {text: key_of("rating", shown, model, text) for text in texts}
         open_ = [text for text, key in keys.items() if key not in kept]
         if open_:
-            ask_all(endpoint, open_, lambda number, said: kept.add(keys[open_[number]], said))
+            with _told_of(name):
+                ask_all(endpoint, open_, lambda number, said: kept.add(keys[open_[number]], said))
         return [read_rating(str(kept[keys[text]])) for text in texts]
 
     return Reward(name, of_all, weight, on_failure)
+
+
+@contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """Say in errors of the endpoint which reward it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"the reward {name}: {error.message}", hint=error.hint) from error
 
 
 def rating_question(criterion: str, answer: Rollout) -> str:

@@ -246,7 +246,7 @@ def _head_values(model: AdaptedModel, name: str, hidden: torch.Tensor) -> torch.
     if values.shape[-1] != 1:
         raise UserError(
             f"the head of '{name}' has {values.shape[-1]} outputs; a value is one number a token",
-            hint="Give the value adapter a head of one output.",
+            hint="Add the value adapter with criteria=1.",
         )
     return values.squeeze(-1).to(torch.promote_types(values.dtype, torch.float32))
 
@@ -266,7 +266,7 @@ def _check_roles(model: AdaptedModel, roles: Mapping[str, Roles]) -> None:
             if role == "value" and given is not None and head is None:
                 raise UserError(
                     f"the value adapter of '{policy}' ({' + '.join(stack) or 'the bare base'}) has no head",
-                    hint="Add it with a head of one output.",
+                    hint="Add it with one: model.add(name, config, criteria=1).",
                 )
 
 

@@ -21,6 +21,9 @@ def test_the_example_raises_its_reward(capsys: pytest.CaptureFixture[str]) -> No
     assert history[-1].reward_mean > history[0].reward_mean + 0.5
     assert max(each.largest_deviation for each in history) < 1e-4
     assert "reward" in capsys.readouterr().out
+    exec(code[1], names)
+    scores = graftlm.alignment.score_rollouts(names["model"], names["rollouts"], names["roles"], bound=float("inf"))
+    assert all(values is not None for values in scores.values)
     exec(code[2], names)
     chosen = names["chosen"]
     assert len(chosen.places) + sum(chosen.dropped.values()) == len(names["rollouts"].answers)

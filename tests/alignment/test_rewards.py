@@ -153,4 +153,6 @@ def test_endpoint_rates_answers_once(rater: tuple[str, list[str]], tmp_path: Pat
         assert found.parts["endpoint"].tolist()[:2] == [0.9, 0.2]
         assert found.failed == {"endpoint": (2,)}
         assert len(asked) == 3
+    with pytest.raises(UserError, match=r"the reward endpoint: .* is no address"):
+        endpoint_reward("localhost", "rater", "is it kind?", tmp_path)
     assert all("is it kind?" in question and "question 1" in question for question in asked)

@@ -8,7 +8,6 @@ import torch
 
 import graftlm
 from graftlm import AdaptedModel
-from graftlm.adapters.heads import ClassHead
 from graftlm.alignment.episodes import Episodes, ppo_episodes
 from graftlm.alignment.rewards import function_reward, reward_rollouts
 from graftlm.alignment.rollouts import Prompt, Sampling, make_policy, prompts_of, roll_out
@@ -129,10 +128,9 @@ def test_scoring_after_a_step_is_refused(worded: Make, template: ChatTemplate) -
 
 def test_all_roles_share_passes_of_the_base(worded: Make, template: ChatTemplate) -> None:
     model = worded()
-    add_random(model, {"a": graftlm.LoRA(rank=2), "b": METHODS["prefix"], "critic": graftlm.LoRA(rank=2)})
-    model.adapters["critic"].head = ClassHead.new(
-        model.hidden_size, 1, seed=1, dtype=torch.float32, device=model.device
-    )
+    add_random(model, {"a": graftlm.LoRA(rank=2), "b": METHODS["prefix"]})
+    model.add("critic", graftlm.LoRA(rank=2), criteria=1)
+    randomise(model.adapters["critic"], seed=3)
     policies = [make_policy(model, name, template) for name in "ab"]
     rollouts = roll_out(model, policies, PROMPTS, WIDE, step=1)
     calls = []
@@ -267,10 +265,9 @@ def test_policies_and_values_trained_together_learn_what_each_learns_alone(
     """Gradients of PPO for two policies with a value adapter each, all in shared micro-batches."""
     model = worded(dtype=torch.float64)
     add_random(model, {name: METHODS[name] for name in ("lora", "prefix")})
-    add_random(model, {f"{name}-critic": graftlm.LoRA(rank=2) for name in ("lora", "prefix")})
     for number, name in enumerate(("lora-critic", "prefix-critic")):
-        head = ClassHead.new(model.hidden_size, 1, seed=number, dtype=torch.float64, device=model.device)
-        model.adapters[name].head = head
+        model.add(name, graftlm.LoRA(rank=2), criteria=1)
+        randomise(model.adapters[name], seed=7 + number)
     names = ["lora", "prefix"]
     reward = function_reward(lambda messages, text: float(len(text) % 7), "odd")
 
