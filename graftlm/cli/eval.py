@@ -62,7 +62,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Who compares written answers with the base's: the address of an OpenAI-compatible endpoint, to which "
-            "they are sent, or FILE.py:FUNCTION."
+            "they are sent, an adapter with a reward head, or FILE.py:FUNCTION."
         ),
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="The model at that address.")] = None,
@@ -116,11 +116,12 @@ def evaluate(
     )
     opened_judge = None
     if judge is not None:
-        from graftlm.evaluation.judges import open_judge
+        from graftlm.evaluation.judges import adapter_judge, open_judge
 
         if not any(each.task.keys.kind == "generate" for each in prepared):
             raise UserError("--judge: none of the tasks has written answers", hint="Name one: --task instructions-en")
-        opened_judge = open_judge(judge, place / "judge", model=judge_model)
+        if not Path(judge).is_dir():
+            opened_judge = open_judge(judge, place / "judge", model=judge_model)
     elif judge_model is not None:
         raise UserError("--judge-model is the model of a judge", hint="Say where it is: --judge http://…/v1")
     rows = sum(len(each.items) for each in prepared)
@@ -130,6 +131,8 @@ def evaluate(
         opened = open_adapters(folders, base, chat_template=chat_template, dtype=dtype, device=device)
     for note in opened.notes:
         errors.print(f"[yellow]note:[/] {escape(note)}")
+    if judge is not None and opened_judge is None:
+        opened_judge = adapter_judge(opened, Path(judge), place / "judge")
     try:
         evaluation = run_evaluation(
             opened,

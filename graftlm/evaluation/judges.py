@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftlm.adapters.files import read_notes
 from graftlm.data.instances import Message
 from graftlm.errors import UserError
 from graftlm.evaluation.endpoint import KEY, Endpoint, ask_all
 from graftlm.evaluation.judge_question import Choice, question, read_verdict
 from graftlm.evaluation.kept import Kept, key_of
 from graftlm.evaluation.python_file import load_function
+from graftlm.evaluation.rewards import reward_model
 from graftlm.evaluation.side_by_side import Duel, Verdict
+from graftlm.evaluation.speakers import Opened, open_adapters, open_beside
 
 #: What was asked, and an answer to it.
 Answered = tuple[tuple[Message, ...], str]
@@ -161,10 +164,26 @@ def open_judge(
         )
     if ".py:" not in given:
         raise UserError(
-            f"--judge {given}: is neither an address nor FILE.py:FUNCTION",
+            f"--judge {given}: is neither an address, an adapter's folder, nor FILE.py:FUNCTION",
             hint="For example: --judge http://localhost:8000/v1 --judge-model NAME, or --judge judge.py:score",
         )
     return python_judge(given, folder)
+
+
+def adapter_judge(opened: Opened, folder: Path, kept: Path) -> RewardJudge:
+    """An adapter with a reward head as a judge: on the base that is open, or else on its own; see ``reward_model``.
+
+    Raises:
+        UserError: there is no such adapter, or it has no reward head.
+    """
+    notes = read_notes(folder)
+    if (notes.get("base") or {}).get("fingerprint") == opened.model.fingerprint:
+        model, stack = opened.model, open_beside(opened, folder).stack
+    else:
+        other = open_adapters([folder], device=str(opened.model.device))
+        model, stack = other.model, other.adapters[0].stack
+    reward = reward_model(model, stack)
+    return RewardJudge(folder.resolve().name, reward, reward.identity, Kept(kept / "rewards.jsonl"))
 
 
 def endpoint_judge(

@@ -155,6 +155,19 @@ def open_adapters(
     return Opened(model, tokenizer, opener.bare(), adapters, tuple(opener.notes))
 
 
+def open_beside(opened: Opened, folder: Path) -> Speaker:
+    """One more adapter on the base that is open; it is not among the speakers.
+
+    Raises:
+        UserError: the folder holds no adapter, or one of another base.
+    """
+    found = find_adapters([folder])
+    if len(found) != 1:
+        raise UserError(f"{folder} holds {len(found)} adapters", hint=f"Name one of them, such as {found[0]}.")
+    opener = _Opener(opened.model, opened.tokenizer, "auto")
+    return opener.open(found[0], _names(found[0])[0])
+
+
 def find_adapters(folders: Sequence[Path]) -> list[Path]:
     """The adapter folders that ``folders`` name: themselves, or those of a run's folder; each once.
 

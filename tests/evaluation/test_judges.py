@@ -250,8 +250,8 @@ def test_what_a_judge_may_be(tmp_path: Path):
     assert open_judge(f"{tmp_path}/judge.py:score", tmp_path).name == "judge.py:score"
     for given, message in (
         ("http://localhost:1/v1", "which model is to judge"),
-        ("localhost:1/v1", "neither an address nor FILE.py:FUNCTION"),
-        ("judge.py", "neither an address nor FILE.py:FUNCTION"),
+        ("localhost:1/v1", "neither an address, an adapter.s folder, nor FILE.py:FUNCTION"),
+        ("judge.py", "neither an address, an adapter.s folder, nor FILE.py:FUNCTION"),
         ("nowhere.py:score", "there is no file nowhere.py"),
     ):
         with pytest.raises(UserError, match=message):

@@ -156,6 +156,25 @@ def test_written_answers_side_by_side(adapters: Path, tasks: Path, tmp_path: Pat
     assert (found["zero"]["ties"], found["zero"]["rate"]["value"]) == (10, 0.5)  # a fresh LoRA answers as the base
 
 
+def test_a_reward_adapter_judges(adapters: Path, tasks: Path, tmp_path: Path) -> None:
+    (tasks / "write.yaml").write_text(
+        "kind: generate\npath: rows.jsonl\nprompt: '{{ q }}'\nanswer: '{{ a }}'\nmax_tokens: 3\n"
+    )
+    model = AdaptedModel.from_pretrained("tiny", device="cpu")
+    randomise(model.add("reward", LoRA(rank=2), criteria=1), seed=1, std=0.05)
+    model.notes["reward"] = {"head": {"type": "reward", "labels": ["good"]}}
+    model.save("reward", tmp_path / "reward")
+    arguments = [str(adapters / "one"), "--task", str(tasks / "write.yaml"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["eval", *arguments, "--judge", str(tmp_path / "reward")])
+    assert result.exception is None, result.output
+    (found,) = json.loads((tmp_path / "out" / "results.json").read_text())["win_rates"]
+    assert (found["after"], found["judge"]) == ("one", "reward")
+    assert found["wins"] + found["losses"] + found["ties"] == 10
+    assert found["wins"] + found["losses"] > 0
+    result = CliRunner().invoke(app, ["eval", *arguments, "--judge", str(adapters / "two")])
+    assert "has no reward head" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
