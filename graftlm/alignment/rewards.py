@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 class Reward:
     """One reward: ``function`` gives a number an answer, in order; more is better.
 
-    A reward adapter is such a function. ``on_failure``: whether what is no finite number (in functions of one answer an
+    ``on_failure``: whether what is no finite number (in functions of one answer an
     exception too) stops the run or is counted.
     """
 
@@ -104,7 +104,10 @@ def python_reward(place: str, *, beside: Path = Path(), weight: float = 1.0, on_
 
 
 def answered_reward(name: str, reward: judges.Reward, *, weight: float = 1.0, on_failure: Failure = "error") -> Reward:
-    """A reward that reads (messages, answer) pairs, all at once: what ranks answers side by side can train too."""
+    """A reward that reads (messages, answer) pairs, all at once: what ranks answers side by side can train too.
+
+    A reward adapter is one: :func:`graftlm.evaluation.rewards.reward_model`.
+    """
     return Reward(
         name, lambda all_: list(reward([(each.prompt.messages, each.text) for each in all_])), weight, on_failure
     )

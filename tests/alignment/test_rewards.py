@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import graftlm
+from graftlm import AdaptedModel
 from graftlm.alignment.rewards import (
     Reward,
     answered_reward,
@@ -19,9 +21,12 @@ from graftlm.alignment.rewards import (
     read_rating,
     reward_rollouts,
 )
-from graftlm.alignment.rollouts import Prompt, Rollouts
+from graftlm.alignment.rollouts import Prompt, Rollouts, Sampling, make_policy, roll_out
+from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
-from tests.alignment.conftest import answer, rollouts_of
+from graftlm.evaluation.rewards import reward_model
+from tests.alignment.conftest import answer, asked, rollouts_of
+from tests.families import randomise
 
 
 def three() -> Rollouts:
@@ -113,6 +118,22 @@ def test_function_of_a_python_file(tmp_path: Path) -> None:
     assert found.parts["score"].tolist() == [2, 1, 1]
     with pytest.raises(UserError, match="has no function 'scores'"):
         python_reward("mine.py:scores", beside=tmp_path)
+
+
+def test_a_reward_adapter_rates_what_policies_wrote(
+    worded: Callable[..., AdaptedModel], template: ChatTemplate
+) -> None:
+    model = worded()
+    model.add("policy", graftlm.LoRA(rank=2))
+    model.add("judge", graftlm.LoRA(rank=2), criteria=1)
+    randomise(model.adapters["judge"], seed=2)
+    sampling = Sampling(n=2, max_new_tokens=5, temperature=3.0)
+    rollouts = roll_out(model, [make_policy(model, "policy", template)], asked("w7 w8", "w9"), sampling, step=1)
+    judge = reward_model(model, "judge", template=template)
+    found = reward_rollouts(rollouts, [answered_reward("judge", judge)])
+    alone = [judge([(answer.prompt.messages, answer.text)])[0] for answer in rollouts.answers]
+    assert found.totals.tolist() == pytest.approx(alone, abs=1e-5)
+    assert len({round(value, 3) for value in alone}) > 1
 
 
 def test_ratings_are_read_from_the_end() -> None:
