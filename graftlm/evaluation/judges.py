@@ -57,7 +57,7 @@ class EndpointJudge:
         keys, done = list(open_), [len(asked) - len(open_)]
 
         def answered(number: int, text: str) -> None:
-            self.kept.add(keys[number], text)
+            self.kept.add({keys[number]: text})
             done[0] += 1
             self.progress(done[0], len(asked))
 
@@ -124,7 +124,7 @@ class RewardJudge:
             for row, value in zip(batch, rewards, strict=True):
                 known[row] = _finite(value, self.name, row[1])
                 if self.kept is not None:
-                    self.kept.add(keys[row], known[row])
+                    self.kept.add({keys[row]: known[row]})
         return known
 
 

@@ -1,20 +1,13 @@
-"""What a model made of the items of a task, and the file that it is kept in while an evaluation runs.
-
-A file is JSON lines: a header that says whose results they are, then one line an item. Lines are added as they come, so
-a run that is killed goes on behind the last whole line; a header that does not fit makes the file begin anew.
-"""
+"""What a model made of the items of a task, and the file that it is kept in while an evaluation runs."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graftlm.base.files import disk_errors
+from graftlm.evaluation.kept import Kept
 
 
 @dataclass(frozen=True)
@@ -66,36 +59,16 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class ResultFile:
-    """The results of one model on one task. ``results``: by the place of their item, from 0; in any order."""
+    """The results of one model on one task, kept in a file. ``results``: by the place of their item, in any order."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        self.path, self.header = path, dict(header)
-        self.results = self._read()
+        self.path, self._kept = path, Kept(path, header)
+        self.results = {int(place): ItemResult.from_dict(value) for place, value in self._kept.values.items()}
 
-    def _read(self) -> dict[int, ItemResult]:
-        """What an earlier run left; a line that is cut off is taken away, and all that has another header."""
-        with disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            data = self.path.read_bytes() if self.path.exists() else b""
-        found: dict[int, ItemResult] = {}
-        good = 0
-        for number, line in enumerate(data.splitlines(keepends=True)):
-            try:
-                value = json.loads(line) if line.endswith(b"\n") else None
-                if number == 0 and value != self.header:
-                    break
-                if value is None:
-                    break
-                if number:
-                    place = value.pop("place")
-                    found[place] = ItemResult.from_dict(value)
-            except (ValueError, TypeError, KeyError):
-                break
-            good += len(line)
-        if good < len(data):
-            with disk_errors(self.path):
-                os.truncate(self.path, good)
-        return found
+    @property
+    def begun_anew(self) -> bool:
+        """Whether there were results of other rows, settings or weights, which are not taken."""
+        return self._kept.begun_anew
 
     def missing(self, items: int) -> list[int]:
         """The places that have no result yet."""
@@ -106,20 +79,6 @@ class ResultFile:
         return [self.results[place] for place in range(items)]
 
     def add(self, results: Mapping[int, ItemResult]) -> None:
-        """Write results, by place, behind the others; they are on the disk when this returns."""
-        with disk_errors(self.path), self.path.open("ab") as file:
-            if file.tell() == 0:
-                file.write(_line(self.header))
-            file.writelines(_line({"place": place, **result.to_dict()}) for place, result in results.items())
-            file.flush()
-            os.fsync(file.fileno())
+        """Keep results, by place; they are on the disk when this returns."""
+        self._kept.add({place: result.to_dict() for place, result in results.items()})
         self.results |= results
-
-
-def _line(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-
-
-def finite(values: Iterable[float | None]) -> tuple[float | None, ...]:
-    """None in the place of what is no number."""
-    return tuple(value if value is not None and math.isfinite(value) else None for value in values)

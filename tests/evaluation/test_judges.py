@@ -20,7 +20,7 @@ from graftlm.errors import UserError
 from graftlm.evaluation.endpoint import Endpoint
 from graftlm.evaluation.judge_question import question, read_verdict
 from graftlm.evaluation.judges import EndpointJudge, RewardJudge, both_orders, endpoint_judge, open_judge, python_judge
-from graftlm.evaluation.kept import Kept, key_of
+from graftlm.evaluation.kept import Kept
 from graftlm.evaluation.side_by_side import Duel, Verdict, side_by_side
 
 SECRET = "sk-very-secret"
@@ -389,17 +389,3 @@ def test_a_reward_is_asked_in_batches_and_kept_by_identity(tmp_path: Path):
     assert sizes == [64, 36, 2]
     RewardJudge("r", reward, "weights 2", kept).verdicts(duels(1))
     assert sizes == [64, 36, 2, 2]
-
-
-def test_kept_values(tmp_path: Path):
-    kept = Kept(tmp_path / "deep" / "file.jsonl")
-    kept.add("a", "half \ud800")
-    kept.add("b", 1.5)
-    kept.path.write_bytes(kept.path.read_bytes() + b'{"key": "c"}\n{"key": "d", "value": 1}\n')
-    again = Kept(kept.path)
-    assert again["a"] == "half \ud800"
-    assert "b" in again
-    assert "d" not in again  # behind what is broken
-    again.add("e", 2)
-    assert Kept(kept.path)["e"] == 2
-    assert key_of("ab", "c") != key_of("a", "bc")

@@ -18,8 +18,8 @@ from graftlm.adapters.routing import Stack
 from graftlm.data.batches import EncodedRow
 from graftlm.errors import UserError
 from graftlm.evaluation.harness.encoding import Conversations, Pair, PlainText
-from graftlm.evaluation.harness.kept import Kept
 from graftlm.evaluation.harness.sampling import sampling_settings
+from graftlm.evaluation.kept import Kept, Key
 from graftlm.evaluation.shared_prompts import score_groups
 from graftlm.generation.engine import Engine
 from graftlm.generation.requests import Request
@@ -92,11 +92,11 @@ class Answers:
             _Job(speaker, key, arguments)
             for speaker in self.speakers
             for key, arguments in dict(zip(keys, asked, strict=True)).items()
-            if key not in self._kept[speaker.label].answers
+            if key not in self._kept[speaker.label]
         ]
         if jobs:
             self._answer(kind, jobs)
-        found = [self._kept[label].answers[key] for key in keys]
+        found = [self._kept[label][key] for key in keys]
         return [tuple(answer) for answer in found] if kind == "loglikelihood" else found
 
     def _answer(self, kind: Kind, jobs: Sequence[_Job]) -> None:
@@ -107,17 +107,19 @@ class Answers:
             "loglikelihood_rolling": self._score_texts,
             "generate_until": self._write,
         }
+        new: dict[str, dict[Key, Any]] = {label: {} for label in self._kept}
         try:
             for done, (number, answer) in enumerate(work[kind](jobs), start=1):
-                self._kept[jobs[number].speaker.label].add(jobs[number].key, answer)
+                new[jobs[number].speaker.label][jobs[number].key] = answer
                 if done % WRITE_EACH == 0:
-                    self._write_all()
+                    self._keep(new)
         finally:
-            self._write_all()
+            self._keep(new)
 
-    def _write_all(self) -> None:
-        for kept in self._kept.values():
-            kept.write()
+    def _keep(self, new: Mapping[str, dict[Key, Any]]) -> None:
+        for label, answers in new.items():
+            self._kept[label].add(answers)
+            answers.clear()
 
     # --- log-likelihoods ----------------------------------------------------------------------------------------
 
