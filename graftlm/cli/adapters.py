@@ -77,6 +77,8 @@ def show(
         for name, counts in (notes.get("data") or {}).items():
             dropped, truncated = sum(counts["dropped"].values()), sum(counts["truncated"].values())
             table.add_row(f"data: {name}", f"{counts['kept']} rows kept, {truncated} truncated, {dropped} dropped")
+        if record := notes.get("trained_on"):
+            table.add_row("trained on", escape(_trained_on(record)))
         if under := notes.get("under"):
             table.add_row("on top of", "\n".join(escape(path) for path in under))
         for key, value in (notes.get("metrics") or {}).items():
@@ -135,6 +137,18 @@ def _number(key: str, value: Any) -> str:
 def _main(value: Any) -> Any:
     """The number that stands for a group of them."""
     return next(iter(value.values())) if isinstance(value, dict) else value
+
+
+def _trained_on(record: dict[str, Any]) -> str:
+    """How many rows, of which families of tasks and languages, as far as it is recorded."""
+    tasks, languages = record.get("tasks") or {}, record.get("languages") or {}
+    lines = [f"{record.get('rows', 0):,} rows of {len(record.get('files') or ())} files".replace(" 1 files", " 1 file")]
+    lines += [
+        f"{what}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"
+        for what, counts in (("families", tasks), ("languages", languages))
+        if counts
+    ]
+    return "\n".join([*lines, *(f"not known: {gap}" for gap in record.get("gaps") or ())])
 
 
 def _predicted(head: dict[str, Any]) -> str:

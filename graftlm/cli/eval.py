@@ -16,6 +16,8 @@ from graftlm.errors import UserError
 if TYPE_CHECKING:
     from graftlm.evaluation.evaluation import Evaluation
 
+MOST_TASKS = 16  # of more, the terminal shows the means of groups alone
+
 
 def evaluate(
     adapter: Annotated[
@@ -148,19 +150,26 @@ def evaluate(
         errors.print(f"\nstopped; what is done is in {place}. To go on: the same command again", markup=False)
         raise typer.Exit(130) from None
     _print(evaluation)
+    for note in evaluation.notes:
+        if note not in opened.notes:  # those are told before the run
+            errors.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     errors.print(f"done in {as_duration(evaluation.seconds)}", markup=False)
     for name in ("report.html", "report.md", "results.json"):
         console.print(str(place / name), markup=False, soft_wrap=True)
 
 
 def _print(evaluation: Evaluation) -> None:
-    from graftlm.evaluation.eval_extras import harness_rows
-    from graftlm.evaluation.eval_report import summary_sentences, summary_table
+    from graftlm.evaluation.eval_extras import WIN_COLUMNS, harness_rows, win_rows
+    from graftlm.evaluation.eval_report import summary_scores, summary_sentences, summary_table
 
     if evaluation.tasks:
+        if len(evaluation.tasks) <= MOST_TASKS:
+            _print_table(*summary_scores(evaluation))
         _print_table(*summary_table(evaluation))
         for line in summary_sentences(evaluation):
             console.print(line, markup=False, soft_wrap=True)
+    if evaluation.win_rates:
+        _print_table(WIN_COLUMNS, win_rows(evaluation))
     models, reported = harness_rows(evaluation)
     if reported:
         _print_table(("lm-evaluation-harness", *models), reported)
@@ -179,9 +188,9 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _split(given: list[str], base: str | None) -> tuple[list[Path], str | None]:
     """Folders of adapters; a base that is named in their place."""
-    from graftlm.base.loading import EMBEDDED
+    from graftlm.base.loading import EMBEDDED, PACKAGED
 
-    bases = [name for name in given if name in EMBEDDED and not Path(name).is_dir()]
+    bases = [name for name in given if name in (*EMBEDDED, *PACKAGED) and not Path(name).is_dir()]
     bases += [name for name in given if name not in bases and _is_base(Path(name))]
     if len({*bases, *([base] if base else [])}) > 1:
         raise UserError(f"two bases are named: {', '.join([*bases, *([base] if base else [])])}", hint="Name one.")

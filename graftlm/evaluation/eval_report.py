@@ -56,6 +56,16 @@ def summary_table(evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[s
     return eval_tables.head_and_rows(evaluation)
 
 
+def summary_scores(evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows for a terminal: each task's primary score of each model, with the sign of a sure change."""
+    rows = [
+        (row.name, row.note, *(f"{cell.sign}{cell.text}" for cell in row.cells))
+        for row in eval_tables.heat(evaluation)
+        if row.task is not None
+    ]
+    return ("task", "score", *(model.name for model in evaluation.models)), rows
+
+
 def summary_sentences(evaluation: Evaluation) -> list[str]:
     """One line for each adapter; or one for the base, where nothing is compared with it."""
     lines = eval_tables.summary(evaluation)
@@ -219,7 +229,7 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         ("Adapters", wording.count(len(evaluation.adapters)), ""),
         ("Tasks", wording.count(len(evaluation.tasks)), f"in {wording.plural(len(words.groups(evaluation)), 'group')}"),
         ("Rows", wording.count(rows), f"{wording.count(answers)} results, {wording.count(failed)} failed"),
-        ("Time", wording.duration(evaluation.seconds), ""),
+        ("Time", wording.duration(evaluation.seconds), "of this run"),
     ]
 
 

@@ -275,12 +275,12 @@ class _Opener:
 def _names(folder: Path) -> tuple[str, str | None]:
     """An adapter's name and the base that it names."""
     from graftlm.adapters.files import read_config, read_notes
-    from graftlm.base.loading import EMBEDDED
+    from graftlm.base.loading import EMBEDDED, PACKAGED
 
     notes: dict[str, Any] = read_notes(folder)
     base = notes.get("base") or {}
-    # The name of an embedded base is good on every machine; its folder is not.
-    source = base.get("name") if base.get("name") in EMBEDDED else base.get("source")
+    # The name of a base that comes with graftlm or a package is good on every machine; its folder is not.
+    source = base.get("name") if base.get("name") in (*EMBEDDED, *PACKAGED) else base.get("source")
     return folder.resolve().name, source or read_config(folder).get("base_model_name_or_path")
 
 

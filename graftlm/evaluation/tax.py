@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from graftlm.evaluation import wording
+from graftlm.evaluation.eval_words import score_text
 from graftlm.evaluation.evaluation import Drift, TaskResult, Tax, TaxLine, Versus
 from graftlm.evaluation.power import ALPHA, noticed_change, noticed_share
 
@@ -132,9 +133,9 @@ def _title(line: TaxLine, tasks: dict[str, TaskResult]) -> str:
 
 
 def _amount(number: float, task: TaskResult, *, bare: bool = False) -> str:
-    """Points of a share, or the number; three digits where it is small."""
+    """Points of a share, or the number, as in the tables."""
     if task.primary not in task.shares:
-        return f"{number:.3g}".replace("-", wording.MINUS)
+        return score_text(number, share=False)
     text = f"{100 * number:.1f}".replace("-", wording.MINUS)
     return text if bare else f"{text} points"
 

@@ -38,8 +38,12 @@ class Place:
         return place
 
 
-def read_yaml(text: str, source: str) -> tuple[Any, Place, list[Problem]]:
+def read_yaml(
+    text: str, source: str, *, if_empty: str = "`graftlm recipe` prints a full one."
+) -> tuple[Any, Place, list[Problem]]:
     """The value, its place, and problems that leave the rest readable (such as a key that stands twice).
+
+    ``if_empty``: what to do where there is nothing, for the error.
 
     Raises:
         RecipeError: the text is no YAML, or empty.
@@ -50,7 +54,7 @@ def read_yaml(text: str, source: str) -> tuple[Any, Place, list[Problem]]:
     except (YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(source, [_broken(text, error)]) from error
     if root is None:
-        raise RecipeError(source, [Problem("the file is empty", line=1)], hint="`graftlm recipe` prints a full one.")
+        raise RecipeError(source, [Problem("the file is empty", line=1)], hint=if_empty)
     reader = _Reader(yaml)
     value, inside = reader.value(root, ())
     return value, Place(*_mark(root), inside), reader.problems

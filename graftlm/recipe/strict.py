@@ -50,7 +50,7 @@ def parse_keys(
     Raises:
         RecipeError: all mistakes, each with its line.
     """
-    value, place, problems = read_yaml(text, source)
+    value, place, problems = read_yaml(text, source, if_empty=f"{expected[:1].upper()}{expected[1:]}.")
     found: list[tuple[KeyPath, str]] = []
     keys = None
     if not isinstance(value, dict):

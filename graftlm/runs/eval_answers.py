@@ -112,6 +112,12 @@ def answer_all(
             for label, reason in reasons.items()
             if reason is None
         }
+        other = [label for label, file in files.items() if file.begun_anew]
+        if other:
+            say(
+                f"{task.name}: earlier answers of {', '.join(other)} are of other rows, settings or weights; "
+                "they are made anew"
+            )
         left = sum(len(file.missing(len(items))) for file in files.values())
         kept = len(files) * len(items) - left
         if kept:
@@ -170,7 +176,7 @@ def measure_drift(
         items = each.items[:DRIFT_TEXTS]
         files = {
             label: ResultFile(
-                out / "results" / each.task.name / f"{label}.drift.jsonl",
+                out / "drift" / each.task.name / f"{label}.jsonl",
                 {**header(each, identities[label]), "from": header(each, identities[BASE])},
             )
             for label in totals

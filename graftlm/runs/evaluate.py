@@ -63,7 +63,7 @@ def run_evaluation(
         models = models_of(opened, trained)
         evaluation = Evaluation(
             title=out.resolve().name,
-            created=datetime.now().astimezone().isoformat(timespec="seconds"),
+            created=datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
             base=opened.model.name,
             base_parameters=sum(parameter.numel() for parameter in opened.model.base.parameters()),
             seconds=time.monotonic() - begun,
@@ -80,7 +80,7 @@ def run_evaluation(
             | ({} if judge is None else {"judge": judge.name}),
             hashes=_hashes(opened, prepared),
             versions=versions(),
-            notes=tuple(_notes(answered)),
+            notes=(*opened.notes, *_notes(answered)),
         )
         write_evaluation(out, evaluation)
     return evaluation
@@ -161,11 +161,14 @@ def _hashes(opened: Opened, prepared: Sequence[Prepared]) -> Mapping[str, str]:
 
 def _notes(answered: Sequence[Answered]) -> list[str]:
     """What a reader must know: who was not asked what, and which rows have no result."""
-    alike: dict[tuple[str, str], list[str]] = {}
+    tasks_of: dict[tuple[str, str], list[str]] = {}
     for each in answered:
         for name, why in each.left_out.items():
-            alike.setdefault((name, why), []).append(each.prepared.task.name)
-    found = [f"{name} was not asked {', '.join(tasks)}: {why}." for (name, why), tasks in alike.items()]
+            tasks_of.setdefault((name, why), []).append(each.prepared.task.name)
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (name, why), tasks in tasks_of.items():
+        alike.setdefault((why, tuple(tasks)), []).append(name)
+    found = [f"Not asked {', '.join(tasks)}: {', '.join(names)}; {why}." for (why, tasks), names in alike.items()]
     for each in answered:
         for name, results in each.results.items():
             errors = [result.error for result in results if result.error is not None]

@@ -38,6 +38,7 @@ def test_show(cli: Cli, mine: Path):
     notes = json.loads((mine / "adapters" / "both" / "graftlm.json").read_text())
     for text in ("LoRA rank 2", "plain", "24 rows kept, 0 truncated, 1 dropped", notes["base"]["fingerprint"][:32]):
         assert text in shown
+    assert f"{notes['trained_on']['rows']:,} rows of 2 files" in shown
     assert f"{notes['metrics']['held_out_loss']:.4f}" in shown
     assert json.loads(cli("adapters", "show", "mine/adapters/both", "--json").out) == notes
     assert "mine/adapters/both" in cli("adapters", "show", "mine").err

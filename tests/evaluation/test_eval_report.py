@@ -17,6 +17,7 @@ from graftlm.evaluation import eval_plots, eval_words
 from graftlm.evaluation.eval_report import (
     markdown,
     render,
+    summary_scores,
     summary_sentences,
     summary_table,
     to_json,
@@ -231,6 +232,14 @@ def test_the_summary_says_what_was_gained_lost_and_drifted(evaluation: Evaluatio
         assert line.split(": ", 1)[1].split(" Drift")[0] in text
     for tax in evaluation.tax:
         assert tax.sentence in text
+
+
+def test_the_terminals_scores_of_each_task(evaluation: Evaluation) -> None:
+    head, rows = summary_scores(evaluation)
+    assert head == ("task", "score", *(model.name for model in evaluation.models))
+    assert len(rows) == len(evaluation.tasks)
+    assert all(len(row) == len(head) for row in rows)
+    assert any(text.startswith(("▲", "▼")) for row in rows for text in row)
 
 
 def test_the_bare_base_is_told_alone() -> None:

