@@ -143,7 +143,7 @@ def endpoint_reward(
         open_ = [text for text, key in keys.items() if key not in kept]
         if open_:
             with _told_of(name):
-                ask_all(endpoint, open_, lambda number, said: kept.add(keys[open_[number]], said))
+                ask_all(endpoint, open_, lambda number, said: kept.add({keys[open_[number]]: said}))
         return [read_rating(str(kept[keys[text]])) for text in texts]
 
     return Reward(name, of_all, weight, on_failure)
