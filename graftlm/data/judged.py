@@ -16,8 +16,8 @@ class Judgement:
 
     ``ranks``: its place in the group by criterion, the lowest is the best and equal ones are ties; NaN where it was not
     judged by that criterion. Without criteria there is one rank. ``margin``: by how much the better one is better, of
-    the worse one of a pair. ``desirable``: whether it is good, whatever the others are. ``mismatched``: this is no answer to
-    the prompt before it, but another prompt's; it is scored and not learnt (KTO).
+    the worse one of a pair. ``desirable``: whether it is good, whatever the others are. ``mismatched``: this is no
+    answer to the prompt before it, but another prompt's; it is scored and not learnt (KTO).
     """
 
     ranks: tuple[float, ...] = ()
