@@ -34,13 +34,16 @@ PROMPTS = {"train": 700, "held_out": 200}
 PAIRS_A_PROMPT = 2
 
 NAMES_OF = {
-    "train": {"boy": "Tim Tom Max Sam Bob Joe Leo Jim".split(), "girl": "Lily Mia Anna Sara Amy Sally Molly Kate".split()},
-    "held_out": {"boy": "Ben Jack Billy Mark".split(), "girl": "Lucy Jane Emma Sue".split()},
+    "train": {
+        "boy": ["Tim", "Tom", "Max", "Sam", "Bob", "Joe", "Leo", "Jim"],
+        "girl": ["Lily", "Mia", "Anna", "Sara", "Amy", "Sally", "Molly", "Kate"],
+    },
+    "held_out": {"boy": ["Ben", "Jack", "Billy", "Mark"], "girl": ["Lucy", "Jane", "Emma", "Sue"]},
 }
 LOOKS = ("red", "blue", "green", "yellow")
 THINGS = {
-    "train": "ball boat kite car hat drum doll train box cup bike balloon".split(),
-    "held_out": "truck bag star bell".split(),
+    "train": ["ball", "boat", "kite", "car", "hat", "drum", "doll", "train", "box", "cup", "bike", "balloon"],
+    "held_out": ["truck", "bag", "star", "bell"],
 }
 
 OPENINGS = (
@@ -115,7 +118,12 @@ def middle(text: str, wish: Wish) -> str | None:
     kept = next(iter(sentences(text.replace("\n", " "))), "")
     others = {"Mom", "Mommy", "Dad", *NAMES} - {wish.name}
     events = {form for forms in ENDINGS.values() for form in forms}
-    if not kept.endswith(".") or not 4 <= len(kept.split()) <= 12 or '"' in kept or any(event in kept for event in events):
+    if (
+        not kept.endswith(".")
+        or not 4 <= len(kept.split()) <= 12
+        or '"' in kept
+        or any(event in kept for event in events)
+    ):
         return None
     return None if set(re.findall(r"[A-Z]\w+", kept)) & others else kept
 
