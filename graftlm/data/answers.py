@@ -62,7 +62,7 @@ class ComparedAnswers:
 
 
 def _fault(group: Sequence[Answer], rows: Sequence[EncodedRow | None], singly: bool) -> str | None:
-    """Why nothing can be learnt from a group, or None. ``rows``: None where an answer was dropped, for a reason given."""
+    """Why nothing can be learnt from a group, or None. ``rows``: None where an answer was dropped already."""
     judged = [answer.judged for answer in group]
     if not group:
         return NOT_JUDGED

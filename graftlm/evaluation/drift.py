@@ -28,9 +28,21 @@ def drift_of_texts(
 ) -> dict[str, list[ItemResult]]:
     """For each speaker the scores "kl" (summed, in nats) and "tokens" of each text, all in shared passes.
 
-    All speakers read the same tokens: a text is cut where the one with the least room must stop.
+    Each reads as much of a text as it has room for, whoever else is asked; those with equal room share their passes.
     """
-    room = min(opened.model.room(speaker.stack) for speaker in (opened.base, *speakers))
+    by_room: dict[int, list[Speaker]] = {}
+    for speaker in speakers:
+        by_room.setdefault(opened.model.room(speaker.stack), []).append(speaker)
+    found: dict[str, list[ItemResult]] = {}
+    for room, alike in by_room.items():
+        found |= _drift_in(opened, task, items, alike, room, max_tokens)
+    return found
+
+
+def _drift_in(
+    opened: Opened, task: EvalTask, items: Sequence[Item], speakers: Sequence[Speaker], room: int, max_tokens: int
+) -> dict[str, list[ItemResult]]:
+    """The drift of speakers that have room for so many tokens."""
     rows: list[EncodedRow] = []
     owners: list[int] = []
     for number, asked in enumerate(ask(opened, opened.base, task, items)):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Prepared:
     task: EvalTask
     items: tuple[Item, ...]
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Of all items."""
         return hashlib.sha256("".join(item.hash for item in self.items).encode()).hexdigest()[:16]

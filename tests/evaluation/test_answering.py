@@ -182,6 +182,19 @@ def test_drift_is_the_divergence_by_hand(opened: Opened, tmp_path: Path) -> None
                 assert result.scores["tokens"] == len(places)
 
 
+def test_the_drift_of_a_long_text_does_not_depend_on_who_else_is_asked(opened: Opened, tmp_path: Path) -> None:
+    room = opened.model.context_length
+    text = "The dog ran to the park. " * (room // 7 + 40)
+    task = task_of(tmp_path, [{"t": text}], kind="perplexity", text="{{ t }}")
+    items = read_items(task)
+    lora, prefix = opened.speaker("lora"), opened.speaker("prefix")
+    together = drift_of_texts(opened, task, items, [lora, prefix], 10_000)
+    alone = drift_of_texts(opened, task, items, [lora], 10_000)
+    assert together["lora"][0].scores["tokens"] == alone["lora"][0].scores["tokens"]
+    assert together["lora"][0].scores["kl"] == pytest.approx(alone["lora"][0].scores["kl"], rel=1e-4)
+    assert together["prefix"][0].scores["tokens"] < alone["lora"][0].scores["tokens"]
+
+
 def test_who_cannot_be_asked(make_model: Callable[..., AdaptedModel], opened: Opened, tmp_path: Path) -> None:
     task = task_of(tmp_path, ROWS, kind="classify", prompt="{{ q }}", answer="{{ label }}")
     assert why_not(opened, opened.base, task, read_items(task)) == "it predicts no labels with a head"
