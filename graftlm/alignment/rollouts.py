@@ -8,7 +8,7 @@ depends on its name, the step, the prompt and the number of the sample, not on w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import RowAdapters, Stack, as_stack, mix_seed
@@ -178,6 +178,14 @@ class Rollouts:
         """The places of a policy's answers."""
         return tuple(place for place, answer in enumerate(self.answers) if answer.policy == policy)
 
+    def only(self, policy: str) -> Rollouts:
+        """Those of one policy."""
+        return replace(
+            self,
+            answers=tuple(answer for answer in self.answers if answer.policy == policy),
+            left_out=tuple(each for each in self.left_out if each.policy == policy),
+        )
+
     def groups(self, places: Sequence[int] | None = None) -> list[int]:
         """A number for each answer (of those at ``places``), the same for those of one policy to one prompt."""
         numbers: dict[tuple[str, str, int], int] = {}
@@ -204,6 +212,7 @@ def roll_out(
     step: int,
     *,
     max_rows: int = ROWS,
+    seeds: Mapping[str, int] | None = None,
 ) -> Rollouts:
     """The answers of every policy to its prompts, from one engine with the weights as they are now.
 
@@ -216,6 +225,7 @@ def roll_out(
         prompts: the same for all policies, or those of each by its name.
         step: of the training; it seeds the answers.
         max_rows: answers that are decoded together; more take more memory.
+        seeds: of policies by name, instead of that of ``sampling``.
 
     Raises:
         UserError: there are no policies, one cannot be asked anything, two have one name, a prompt is given twice, or
@@ -227,7 +237,7 @@ def roll_out(
     _check_names(by_policy)
     if model.tokenizer is None:
         raise UserError("rollouts need a tokenizer: AdaptedModel(base, tokenizer)")
-    asked = _ask(model, by_policy, sampling, step)
+    asked = _ask(model, by_policy, sampling, step, seeds or {})
     for speaker in policies:
         if not any(owner is speaker for owner, _ in asked.owners):
             first = next((each for each in asked.left_out if each.policy == speaker.label), None)
@@ -273,13 +283,13 @@ def _check_names(by_policy: _ByPolicy) -> None:
             seen.add((prompt.source, prompt.row))
 
 
-def _ask(model: AdaptedModel, by_policy: _ByPolicy, sampling: Sampling, step: int) -> _Asked:
+def _ask(model: AdaptedModel, by_policy: _ByPolicy, sampling: Sampling, step: int, seeds: Mapping[str, int]) -> _Asked:
     asked = _Asked()
     assert model.tokenizer is not None
     for speaker, own in by_policy:
         room = model.room(speaker.stack) + model.virtual_length(speaker.stack)
         for prompt in own:
-            seed = mix_seed(sampling.seed, speaker.label, step, prompt.source, prompt.row)
+            seed = mix_seed(seeds.get(speaker.label, sampling.seed), speaker.label, step, prompt.source, prompt.row)
             try:
                 request = speaker.request(prompt.messages, model.tokenizer, sampling.settings(seed))
             except UserError as error:

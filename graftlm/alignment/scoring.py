@@ -8,7 +8,7 @@ distribution than the trained one would teach something else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -81,6 +81,17 @@ class Scores:
     values: tuple[torch.Tensor | None, ...]
     deviations: Mapping[str, Deviation]
     micro_batches: int
+
+
+def scores_at(scores: Scores, places: Sequence[int]) -> Scores:
+    """Those of some answers, by their places."""
+    return replace(
+        scores,
+        log_probs=tuple(scores.log_probs[place] for place in places),
+        entropy=tuple(scores.entropy[place] for place in places),
+        reference=tuple(scores.reference[place] for place in places),
+        values=tuple(scores.values[place] for place in places),
+    )
 
 
 def score_rollouts(

@@ -141,7 +141,7 @@ def train_run(
     from graftlm.runs import execute, set_up
 
     with with_warnings(), console.status("loading base and data …"):
-        run = adjust(set_up(recipe, say))
+        run = adjust(set_up(recipe, say, kept=folder.rewards))
     planned = make_plan(run) if with_plan else None
     from graftlm.cli.progress import Leaderboard, training_display
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from graftlm.data.judged import Judgement
+from graftlm.data.sampled import Sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class EncodedRow:
 
     A row may lead a group: ``beside`` holds the other answers to its prompt, and ``judged`` what was said of each.
     Rows of a group are in one step and are learnt together. ``reference``: the summed log-probability of what is learnt
-    under the reference, where the objective has one.
+    under the reference, where the objective has one. ``sampled``: what is known of an answer that a policy drew.
     """
 
     ids: Sequence[int]
@@ -37,6 +38,7 @@ class EncodedRow:
     beside: tuple[EncodedRow, ...] = ()
     judged: Judgement | None = None
     reference: float | None = None
+    sampled: Sampled | None = None
 
     @property
     def group(self) -> tuple[EncodedRow, ...]:

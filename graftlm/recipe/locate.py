@@ -33,6 +33,17 @@ def adapter_folder(name: str, folder: Path) -> str:
     return str(place)
 
 
+def python_file(name: str, folder: Path) -> str:
+    """FILE.py:FUNCTION with the absolute path of the file."""
+    file, colon, function = name.rpartition(":")
+    if not colon or not function.isidentifier():
+        raise UserError(f"'{name}' must be FILE.py:FUNCTION, such as rewards.py:right")
+    place = folder / Path(file).expanduser()
+    if not place.is_file():
+        raise UserError(f"{place}: there is no such file")
+    return f"{place}:{function}"
+
+
 def base_folder(name: str, folder: Path) -> str:
     """A folder as an absolute path; an embedded base or a Hub name as it is."""
     from graftlm.base.loading import EMBEDDED, PACKAGED, resolve_base

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from graftlm.data.heads import HeadSettings
 from graftlm.data.readers import find_sources
 from graftlm.errors import UserError, nearest
-from graftlm.recipe.locate import adapter_folder, base_folder, chat_template, data_path, name_from
+from graftlm.recipe.locate import adapter_folder, base_folder, chat_template, data_path, name_from, python_file
 from graftlm.recipe.places import Place, read_yaml
 from graftlm.recipe.problems import (
     KeyPath,
@@ -35,7 +35,7 @@ from graftlm.recipe.schema import (
     folder_name,
     known_methods,
 )
-from graftlm.training.objective_settings import ObjectiveSettings
+from graftlm.training.objective_settings import ObjectiveSettings, RewardSettings
 from graftlm.training.settings import AdapterTraining, RunSettings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -233,7 +233,23 @@ class _Parser:
         if isinstance(own.get("objective"), dict):
             self.unknown((*path, "objective"), own["objective"], ObjectiveSettings.model_fields, {})
             own["objective"] = {k: v for k, v in own["objective"].items() if k in ObjectiveSettings.model_fields}
+            self.rewards((*path, "objective", "rewards"), own["objective"])
         return own
+
+    def rewards(self, path: KeyPath, objective: dict[str, Any]) -> None:
+        """Note unknown keys of the rewards, and leave them out; paths become absolute, in place."""
+        entries = objective.get("rewards")
+        if not isinstance(entries, dict):
+            return
+        objective["rewards"] = made = dict(entries)
+        for name, entry in entries.items():
+            if not isinstance(entry, dict):
+                continue
+            self.unknown((*path, name), entry, RewardSettings.model_fields, {})
+            made[name] = {k: v for k, v in entry.items() if k in RewardSettings.model_fields}
+            for key, locate in (("python", python_file), ("adapter", adapter_folder)):
+                if self.folder is not None and isinstance(entry.get(key), str):
+                    made[name][key] = self.each((*path, name, key), (entry[key],), locate)[0]
 
     def sweeps(self, entries: dict[str, Any]) -> dict[str, Any]:
         """The adapters, with one for each value where a learning rate or seed is a list: NAME-lr1e-3-s0."""

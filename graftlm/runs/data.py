@@ -23,6 +23,7 @@ from graftlm.data.prepare import (
     load_instances,
     prepare,
 )
+from graftlm.data.prompts import Prompts
 from graftlm.data.splits import split_held_out
 from graftlm.data.templates import ChatTemplate
 from graftlm.data.trained_on import DataFile, describe_files
@@ -66,13 +67,15 @@ class RunData:
     heads: dict[str, HeadSettings]
 
 
-#: What rows are: answers to learn, answers to compare, or single answers that were found good or bad.
-Form = Literal["answers", "compared", "judged"]
+#: What rows are: answers to learn, answers to compare, single answers that were found good or bad, or prompts.
+Form = Literal["answers", "compared", "judged", "prompts"]
 
 
 def form_of(adapter: AdapterRecipe) -> Form:
     """What an adapter's objective makes of instances."""
     objective = adapter.training.objective
+    if objective.online:
+        return "prompts"
     if not objective.compares:
         return "answers"
     return "judged" if objective.type == "kto" else "compared"
@@ -201,7 +204,11 @@ def _prepare(
             train_on=data_set.train_on if form == "answers" else "last",
             decoder_start=getattr(model.base.config, "decoder_start_token_id", None),
         )
-        if form != "answers":
+        if form == "prompts":
+            two = model.kind == "encoder-decoder"
+            rendering = Prompts(template, tokenizer, settings["max_length"], reads_source=two)
+            settings["preferences"] = "compare"
+        elif form != "answers":
             criteria = head.criteria if head is not None and head.type == "reward" else ("",)
             rendering, settings["preferences"] = ComparedAnswers(rendering, criteria, form == "judged"), "compare"
 

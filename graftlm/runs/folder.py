@@ -47,6 +47,11 @@ class RunFolder:
         return self.path / "references"
 
     @property
+    def rewards(self) -> Path:
+        """What endpoints said of answers."""
+        return self.path / "rewards"
+
+    @property
     def adapters(self) -> Path:
         """One folder for each trained adapter."""
         return self.path / "adapters"
@@ -70,7 +75,7 @@ class RunFolder:
         """Remove what a run left here, and nothing else."""
         for path in (self.summary, self.report, self.metrics, self.recipe):
             path.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.references, self.adapters, self.path / "tensorboard"):
+        for folder in (self.checkpoints, self.references, self.rewards, self.adapters, self.path / "tensorboard"):
             shutil.rmtree(folder, ignore_errors=True)
 
 

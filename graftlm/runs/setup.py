@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from graftlm.errors import UserError
 from graftlm.evaluation.labels import stored_head
 from graftlm.recipe import AdapterRecipe, Recipe
 from graftlm.runs.data import SplitData, part_of, read_data, render_data
+from graftlm.runs.online import policy_task
 from graftlm.training.forward import RoutedRow
 from graftlm.training.objectives import build_objective
 from graftlm.training.task import Task
@@ -49,11 +51,15 @@ class PreparedRun:
 
 
 def set_up(
-    recipe: Recipe, say: Callable[[str], None] = lambda _line: None, *, model: AdaptedModel | None = None
+    recipe: Recipe,
+    say: Callable[[str], None] = lambda _line: None,
+    *,
+    model: AdaptedModel | None = None,
+    kept: Path | None = None,
 ) -> PreparedRun:
     """Load the base, read and render the data, and add the adapters. ``say`` gets a line on each thing done.
 
-    ``model``: the recipe's base, where it is loaded already.
+    ``model``: the recipe's base, where it is loaded already. ``kept``: where what endpoints say of answers is kept.
 
     Raises:
         UserError: anything in base, data or adapters that the user can mend.
@@ -87,11 +93,17 @@ def set_up(
     for name, adapter in recipe.adapters.items():
         parts = list(data.parts[name].values())
         with part_of("adapter", name):
-            tasks.append(_task(name, adapter, model, under[name], parts, data.heads.get(name)))
+            if adapter.training.objective.online:
+                _add(name, adapter, model)
+                prompts = [each for part in parts for each in part.train.instances]
+                load = partial(_load_under, model=model)
+                tasks.append(policy_task(name, adapter, model, under[name], templates[name], prompts, kept, load))
+            else:
+                tasks.append(_task(name, adapter, model, under[name], parts, data.heads.get(name)))
             _check_virtual(model, tasks[-1], templates[name])
         held_out[name] = tuple(each for part in parts if part.held_out for each in part.held_out.instances)
         update = model.adapter(name)
-        say(f"adapter {name}: {update.trained_parameters:,} parameters, {len(tasks[-1].steps)} steps")
+        say(f"adapter {name}: {update.trained_parameters:,} parameters, {tasks[-1].total} steps")
     return PreparedRun(
         recipe,
         model,
@@ -176,15 +188,7 @@ def _task(
     own = head if adapter.head is not None else None
     criteria = () if own is None else own.criteria
     objective = adapter.training.objective
-    model.add(
-        name,
-        adapter.method,
-        seed=mix_seed(adapter.training.seed, "start"),
-        classes=None if own is None else own.classes,
-        criteria=len(criteria) or None,
-    )
-    if adapter.init_from is not None:
-        start_from(model, name, Path(adapter.init_from))
+    _add(name, adapter, model, own)
     rows = tuple(row for part in parts for row in part.train.rows)
     held_out = tuple(row for part in parts if part.held_out for row in part.held_out.rows)
     task = Task(
@@ -198,6 +202,19 @@ def _task(
     )
     _check_lengths(model, task)
     return task
+
+
+def _add(name: str, adapter: AdapterRecipe, model: AdaptedModel, head: HeadSettings | None = None) -> None:
+    """Add the adapter as it starts, with its own head if it has one."""
+    model.add(
+        name,
+        adapter.method,
+        seed=mix_seed(adapter.training.seed, "start"),
+        classes=None if head is None else head.classes,
+        criteria=(len(head.criteria) or None) if head is not None else None,
+    )
+    if adapter.init_from is not None:
+        start_from(model, name, Path(adapter.init_from))
 
 
 def _check_lengths(model: AdaptedModel, task: Task) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,20 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Phased:
+    """New rows were made for the steps of one adapter from ``step`` (from 0) on, such as answers of its policy.
+
+    ``measures``: what they are like. ``samples``: some of them, as JSON. ``concerns``: what to look at, and what to do.
+    """
+
+    adapter: str
+    step: int
+    measures: Mapping[str, float] = field(default_factory=dict)
+    samples: tuple[Mapping[str, Any], ...] = ()
+    concerns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RoundDone:
     """One step of every active adapter is done. ``padded_tokens`` were run for ``tokens`` real ones."""
 
@@ -69,5 +84,5 @@ class CheckpointSaved:
     path: str
 
 
-Event = Stepped | Evaluated | RoundDone | Ended | CheckpointSaved
+Event = Stepped | Evaluated | Phased | RoundDone | Ended | CheckpointSaved
 Watcher = Callable[[Event], None]

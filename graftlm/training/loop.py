@@ -21,7 +21,7 @@ from graftlm.objectives.objective import RowScores
 from graftlm.objectives.sft import SFT
 from graftlm.training.checkpoints import latest_checkpoint, save_checkpoint
 from graftlm.training.diagnosis import find_non_finite, non_finite_parameter
-from graftlm.training.events import CheckpointSaved, Ended, Evaluated, RoundDone, Stepped, Watcher
+from graftlm.training.events import CheckpointSaved, Ended, Evaluated, Phased, RoundDone, Stepped, Watcher
 from graftlm.training.forward import (
     RoutedRow,
     build_micro_batch,
@@ -33,6 +33,7 @@ from graftlm.training.measures import evaluation, measure
 from graftlm.training.optimizers import clip_gradients, gradient_norm, learning_rate
 from graftlm.training.reference import with_references
 from graftlm.training.settings import RunSettings
+from graftlm.training.source import Turn
 from graftlm.training.task import Progress, Task, check_tasks, frozen_beneath
 from graftlm.training.virtual_rows import with_virtual_tokens
 
@@ -99,6 +100,7 @@ def train(
 
     while active := [run for run in runs.values() if run.active]:
         started = time.perf_counter()
+        _fill(model, [run for run in active if run.phase_due], settings, watch)
         with frozen_beneath(model, tasks):
             tokens, padded = _round(model, active, settings, watch)
         counters.add(tokens, padded)
@@ -132,6 +134,22 @@ class Counters:
         self.rounds += 1
         self.tokens += tokens
         self.padded_tokens += padded_tokens
+
+
+def _fill(model: AdaptedModel, due: list[Progress], settings: RunSettings, watch: Watcher) -> None:
+    """Rows for adapters whose source has none left: those of one kind are made together."""
+    kinds: dict[str, list[tuple[Progress, Turn]]] = {}
+    for run in due:
+        source = run.task.source
+        assert source is not None
+        turn = Turn(source, run.step, {} if run.phase is None else run.phase.state)
+        kinds.setdefault(source.kind, []).append((run, turn))
+    for own in kinds.values():
+        turns = [turn for _, turn in own]
+        phases = turns[0].source.phases(model, turns, settings)
+        for (run, _), phase in zip(own, phases, strict=True):
+            run.phase = phase
+            watch(Phased(run.task.adapter, run.step, phase.measures, phase.samples, phase.concerns))
 
 
 def _round(model: AdaptedModel, active: list[Progress], settings: RunSettings, watch: Watcher) -> tuple[int, int]:
@@ -178,7 +196,7 @@ def _statistics(
     scores = iter(score_rows(model, mismatched, settings.micro_batch_tokens) if mismatched else [])
     found: dict[str, Any] = {}
     for run in active:
-        leaders = run.task.leaders(run.step)
+        leaders = run.leaders()
         own = [row for leader in leaders for row in leader.group if row.mismatched]
         log_ratios = [next(scores).log_prob - (row.reference or 0.0) for row in own]
         found[run.task.adapter] = run.task.objective.statistics(leaders, log_ratios)
@@ -190,7 +208,7 @@ def _measures(run: Progress, outputs: list[torch.Tensor], statistics: Any) -> di
     if isinstance(run.task.objective, SFT):
         return {}
     values = [value.double() for value in outputs]
-    numbers = measure(run.task.objective, run.task.leaders(run.step), values, statistics)
+    numbers = measure(run.task.objective, run.leaders(), values, statistics)
     numbers.pop("loss", None)
     return numbers
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from graftlm.base.files import disk_errors, write_text
 from graftlm.errors import UserError, unknown_name
-from graftlm.training.events import CheckpointSaved, Ended, Evaluated, Event, RoundDone, Stepped, Watcher
+from graftlm.training.events import CheckpointSaved, Ended, Evaluated, Event, Phased, RoundDone, Stepped, Watcher
 
-KINDS = {Stepped: "step", Evaluated: "evaluation", RoundDone: "round", Ended: "end"}
+KINDS = {Stepped: "step", Evaluated: "evaluation", Phased: "phase", RoundDone: "round", Ended: "end"}
 
 
 class MetricsFile:
@@ -100,6 +100,9 @@ def _forward(send: Callable[[str, float, int], None]) -> Watcher:
             send(f"{event.adapter}/held_out/accuracy", event.accuracy, event.step)
             for key, value in event.measures.items():
                 send(f"{event.adapter}/held_out/{key}", value, event.step)
+        elif isinstance(event, Phased):
+            for key, value in event.measures.items():
+                send(f"{event.adapter}/phase/{key}", value, event.step)
         elif isinstance(event, RoundDone):
             send("run/tokens_per_second", event.tokens / event.seconds, event.number)
 

@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-ObjectiveType = Literal["sft", "reward", "dpo", "kto", "orpo", "simpo"]
+ObjectiveType = Literal["sft", "reward", "dpo", "kto", "orpo", "simpo", "grpo", "rloo", "reinforce"]
+ONLINE = ("grpo", "rloo", "reinforce")  # they learn from answers that the adapter itself draws
+FORMS = {
+    "grpo": {"baseline": "deviation", "normalisation": "row", "kl": 0.04},
+    "dapo": {"baseline": "deviation", "normalisation": "token", "kl": 0.0, "clip_high": 0.28},
+    "dr_grpo": {"baseline": "mean", "normalisation": "constant", "kl": 0.0},
+}
 BETA = {"dpo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 _KEYS = {
     "beta": ("dpo", "kto", "orpo", "simpo"),
@@ -16,7 +22,61 @@ _KEYS = {
     "centring": ("reward",),
     "desirable_weight": ("kto",),
     "undesirable_weight": ("kto",),
+    "rewards": ONLINE,
+    "group": ONLINE,
+    "prompts": ONLINE,
+    "passes": ONLINE,
+    "max_new_tokens": ONLINE,
+    "kl": ONLINE,
+    "kl_target": ("rloo", "reinforce"),
+    "form": ("grpo",),
+    "clip": ("grpo", "rloo"),
+    "clip_high": ("grpo", "rloo"),
+    "missing_end_penalty": ONLINE,
+    "max_deviation": ONLINE,
 }
+
+
+class RewardSettings(BaseModel):
+    """What answers are worth: a Python function, a model behind an endpoint, or a reward adapter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    python: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="A function of your own, FILE.py:FUNCTION, called with (messages, answer), or with (messages, "
+        "answer, reference) for the right answer of the row; gives a number, more is better.",
+    )
+    url: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="An endpoint (OpenAI's form) whose model rates answers; with model and criterion."
+    )
+    model: Annotated[str, Field(min_length=1)] | None = Field(None, description="With url: the model that rates.")
+    adapter: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Folder of an adapter that was trained with objective: reward, on the same base."
+    )
+    criterion: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="With url: what is rated, in words. With adapter: which of its criteria; left out: their mean.",
+    )
+    weight: float = Field(1.0, description="What it is multiplied with before all rewards are added up; 0 only logs.")
+    on_failure: Literal["error", "count"] | None = Field(
+        None,
+        description="What becomes of an answer without a number: error stops the run, count leaves it out and counts "
+        "it. Left out: error, for endpoints count.",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> RewardSettings:
+        given = [key for key in ("python", "url", "adapter") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of python, url and adapter, not {' and '.join(given) or 'none'}")
+        if self.url is not None and (self.model is None or self.criterion is None):
+            raise ValueError("url: needs model and criterion beside it")
+        if self.url is None and self.model is not None:
+            raise ValueError("model: belongs to url")
+        if self.python is not None and self.criterion is not None:
+            raise ValueError("criterion: belongs to url or adapter")
+        return self
 
 
 class ObjectiveSettings(BaseModel):
@@ -25,7 +85,8 @@ class ObjectiveSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: ObjectiveType = Field(
-        description="sft (instruction tuning), reward (a head that scores answers), dpo, kto, orpo or simpo.",
+        description="sft (instruction tuning), reward (a head that scores answers), dpo, kto, orpo or simpo (from "
+        "preferences), grpo, rloo or reinforce (from rewards of answers that the adapter draws).",
     )
     beta: Annotated[float, Field(gt=0)] | None = Field(
         None,
@@ -51,12 +112,64 @@ class ObjectiveSettings(BaseModel):
     undesirable_weight: Annotated[float, Field(ge=0)] | None = Field(
         None, description="kto: weight of bad answers. Left out: 1."
     )
+    rewards: Annotated[dict[str, RewardSettings], Field(min_length=1)] | None = Field(
+        None,
+        description="grpo, rloo, reinforce: what answers are worth, by name: {right: {python: 'rewards.py:right'}}. "
+        "Several are added up by their weights, and logged each.",
+    )
+    group: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="grpo, rloo, reinforce: answers to each prompt. Left out: 8, for reinforce 1."
+    )
+    prompts: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="grpo, rloo, reinforce: prompts of a phase, which are answered before the next steps. Left out: 8.",
+    )
+    passes: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="grpo, rloo, reinforce: how often the answers of a phase are learnt, batch_rows of them a step (left "
+        "out: all). Left out: 1.",
+    )
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="grpo, rloo, reinforce: the most tokens of an answer. Left out: 128."
+    )
+    kl: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="Price of a nat of divergence from the start: grpo in the loss, a token (left out: 0.04, for the "
+        "other forms 0); rloo, reinforce in the reward (left out: 0.05).",
+    )
+    kl_target: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="rloo, reinforce: nats an answer that kl is steered to. Left out: kl stays as it is."
+    )
+    form: Literal["grpo", "dapo", "dr_grpo"] | None = Field(
+        None, description="grpo: which of its published forms: grpo, dapo or dr_grpo. Left out: grpo."
+    )
+    clip: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="grpo, rloo: how far the ratio to the policy that drew may go before it is cut. Left out: 0.2.",
+    )
+    clip_high: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="grpo, rloo: the same upwards. Left out: as clip, for the form dapo 0.28."
+    )
+    missing_end_penalty: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="grpo, rloo, reinforce: taken off the reward of an answer that does not end. Left out: 0."
+    )
+    max_deviation: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="grpo, rloo, reinforce: by how much a token's log-probability may differ between drawing and "
+        "scoring before the run stops. Left out: by the number type of the base.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ObjectiveSettings:
         for key, types in _KEYS.items():
             if getattr(self, key) is not None and self.type not in types:
                 raise ValueError(f"{key}: belongs to {', '.join(types)}, not to {self.type}")
+        if self.online and self.rewards is None:
+            raise ValueError(
+                f"rewards: {self.type} needs at least one, such as {{right: {{python: 'rewards.py:right'}}}}"
+            )
+        if self.type in ("grpo", "rloo") and self.group == 1:
+            raise ValueError(f"group: {self.type} compares the answers to a prompt, and needs two or more")
         smoothed = self.label_smoothing
         if smoothed:
             form = self.loss or "sigmoid"
@@ -69,7 +182,12 @@ class ObjectiveSettings(BaseModel):
     @property
     def compares(self) -> bool:
         """Whether it learns from answers that were judged, and not from answers alone."""
-        return self.type != "sft"
+        return self.type != "sft" and not self.online
+
+    @property
+    def online(self) -> bool:
+        """Whether it learns from answers that the adapter itself draws."""
+        return self.type in ONLINE
 
     def given(self) -> dict[str, Any]:
         """The keys that were given, without the type."""
@@ -81,7 +199,11 @@ def _named(value: Any) -> Any:
 
 
 def _short(value: ObjectiveSettings) -> str | dict[str, Any]:
-    return {"type": value.type, **value.given()} if value.given() else value.type
+    given = value.given()
+    if value.rewards is not None:
+        rewards = value.rewards.items()
+        given["rewards"] = {name: each.model_dump(mode="json", exclude_none=True) for name, each in rewards}
+    return {"type": value.type, **given} if given else value.type
 
 
 #: The name of an objective, or a mapping with its type and settings.

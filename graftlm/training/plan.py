@@ -114,7 +114,7 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
     tokens = sum(row.row.tokens for rows in rounds for row in rows)
     return Plan(
         rounds=len(rounds),
-        steps={task.adapter: len(task.steps) for task in tasks},
+        steps={task.adapter: task.total for task in tasks},
         tokens=tokens,
         learnt_tokens=sum(row.row.n_supervised for rows in rounds for row in rows),
         padding_share=1.0 - tokens / sum(padded),
@@ -142,11 +142,18 @@ def _refuse_too_large(in_use: int, sample: _Sample, tokens: int, free: int) -> N
 
 def _layout(tasks: Sequence[Task], settings: RunSettings) -> list[list[RoutedRow]]:
     """The rows of every round."""
-    total = max(len(task.steps) for task in tasks)
+    total = max(task.total for task in tasks)
     return [
-        [row for task in tasks if number < len(task.steps) for row in task.step_rows(number) if not row.row.mismatched]
+        [row for task in tasks if number < task.total for row in _step_rows(task, number) if not row.row.mismatched]
         for number in range(total)
     ]
+
+
+def _step_rows(task: Task, step: int) -> list[RoutedRow]:
+    """Those of an optimizer step; where they are yet to be made, some that are as large as they may be."""
+    if task.source is None:
+        return task.step_rows(step)
+    return [RoutedRow(row, task.stack) for row in task.source.sketch()]
 
 
 def _run(model: AdaptedModel, rows: list[RoutedRow], joint: list[list[int]]) -> _Sample:

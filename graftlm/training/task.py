@@ -24,6 +24,7 @@ from graftlm.objectives.sft import SFT
 from graftlm.training.forward import RoutedRow, RowScore
 from graftlm.training.optimizers import build_optimizer
 from graftlm.training.settings import AdapterTraining
+from graftlm.training.source import Phase, Source
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Task:
     """What one adapter learns. ``under`` names trained adapters that it is stacked on, which stay as they are.
 
     Each of ``rows`` leads its group, and a step has whole groups. The reference of objectives that need one is the
-    stack beneath, or with ``continues`` the adapter itself as it is when training begins.
+    stack beneath, or with ``continues`` the adapter itself as it is when training begins. With a ``source`` there are no
+    ``rows``: they are made phase by phase.
     """
 
     adapter: str
@@ -41,6 +43,12 @@ class Task:
     objective: Objective = field(default_factory=SFT)
     under: Stack = ()
     continues: bool = False
+    source: Source | None = None
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps in all."""
+        return len(self.steps) if self.source is None else self.source.total
 
     @property
     def reference_stack(self) -> Stack:
@@ -78,7 +86,7 @@ class Task:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all rows, learnt and held out: a resumed run must see the same ones."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"" if self.source is None else self.source.digest.encode())
         for row in (each for leader in (*self.rows, *self.held_out) for each in leader.group):
             digest.update(array("q", row.ids).tobytes() + b"|" + bytes(row.supervised) + b"|")
             for mark, values in ((b"targets", row.targets), (b"source", row.source_ids)):
@@ -88,29 +96,35 @@ class Task:
                 digest.update(repr(row.judged).encode() + b"|")
         return digest.hexdigest()
 
-    def step_rows(self, step: int, view: str | None = None) -> list[RoutedRow]:
+    def step_rows(self, step: int, view: str | None = None, phase: Phase | None = None) -> list[RoutedRow]:
         """The rows of optimizer step ``step``, each with the dropout seed of this adapter, step and row.
 
-        The rows of a group follow their leader. Those that are scored and not learnt are among them, without dropout.
-        ``view``: the form of the adapter that is trained at this step; see :meth:`Adapter.training_view`.
+        The rows of a group follow their leader. Those that are scored and not learnt are among them, without dropout;
+        so are answers that were sampled, for what drew them had none either. ``view``: the form of the adapter that is
+        trained at this step; see :meth:`Adapter.training_view`. ``phase``: what the source made for this step.
         """
         seed = mix_seed(self.settings.seed, self.adapter, "dropout", step)
         name = self.adapter if view is None else f"{self.adapter}@{view}"
         found = []
-        for index in self.steps[step]:
-            group = self.rows[index].group
+        for index, leader in self._numbered(step, phase):
+            group = leader.group
             for place, row in enumerate(group):
                 own = mix_seed(seed, index) if place == 0 else mix_seed(seed, index, place)
-                seeds = () if row.mismatched else ((name, own),)
+                seeds = () if row.mismatched or row.sampled is not None else ((name, own),)
                 found.append(RoutedRow(row, (*self.under, name), seeds, index if len(group) > 1 else None))
         return found
 
-    def leaders(self, step: int) -> list[EncodedRow]:
+    def leaders(self, step: int, phase: Phase | None = None) -> list[EncodedRow]:
         """The rows of a step that lead its groups."""
-        return [self.rows[index] for index in self.steps[step]]
+        return [row for _, row in self._numbered(step, phase)]
+
+    def _numbered(self, step: int, phase: Phase | None) -> list[tuple[int, EncodedRow]]:
+        return [(index, self.rows[index]) for index in self.steps[step]] if phase is None else phase.numbered(step)
 
     def epochs_after(self, step: int) -> float:
         """Passes over the rows that ``step`` steps make."""
+        if self.source is not None:
+            return self.source.epochs_after(step)
         return sum(len(rows) for rows in self.steps[:step]) / len(self.rows)
 
     def held_out_rows(self, stack: Stack | None = None) -> list[RoutedRow]:
@@ -134,6 +148,7 @@ class Progress:
     good_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     evaluations_without_gain: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    phase: Phase | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -156,7 +171,17 @@ class Progress:
 
     def step_rows(self) -> list[RoutedRow]:
         """The rows of the next optimizer step."""
-        return self.task.step_rows(self.step, self.adapter.training_view(self.task.settings.seed, self.step))
+        view = self.adapter.training_view(self.task.settings.seed, self.step)
+        return self.task.step_rows(self.step, view, self.phase)
+
+    def leaders(self) -> list[EncodedRow]:
+        """Those of them that lead their groups."""
+        return self.task.leaders(self.step, self.phase)
+
+    @property
+    def phase_due(self) -> bool:
+        """Whether the next step has no rows yet."""
+        return self.task.source is not None and (self.phase is None or self.step >= self.phase.stop)
 
     def reshape(self) -> None:
         """Go on with parameters that changed shape: their moments stay, what was best with the old ones goes."""
@@ -174,7 +199,7 @@ class Progress:
     @property
     def total(self) -> int:
         """Optimizer steps in all."""
-        return len(self.task.steps)
+        return self.task.total
 
     def evaluation_due(self, eval_every: int | None) -> bool:
         """Whether to score the held-out rows now. By default about eight times in this adapter's own steps.
@@ -200,6 +225,9 @@ class Progress:
     @torch.no_grad()
     def restore(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Become what :meth:`state` and :meth:`tensors` described."""
+        state = dict(state)
+        phase = state.pop("phase", None)
+        self.phase = None if phase is None else Phase.from_dict(phase)
         for key, value in state.items():
             setattr(self, key, value)
         own = {name.removeprefix("parameter."): value for name, value in tensors.items()}
@@ -222,7 +250,8 @@ class Progress:
     def state(self) -> dict[str, Any]:
         """Everything that is not a tensor, as JSON."""
         keys = ("step", "reason", "detail", "best_loss", "best_step", "evaluations_without_gain", "history")
-        return {key: getattr(self, key) for key in keys}
+        phase = None if self.phase is None else self.phase.to_dict()
+        return {**{key: getattr(self, key) for key in keys}, "phase": phase}
 
     def keep_best(self) -> None:
         """Remember the parameters as they are now, as the best by held-out loss."""
@@ -274,7 +303,7 @@ def check_tasks(tasks: Sequence[Task]) -> None:
             raise UserError(
                 f"the adapter '{task.adapter}' is given twice", hint="Give it one task with all of its rows."
             )
-        if not task.rows:
+        if not task.rows and task.source is None:
             raise UserError(f"the adapter '{task.adapter}' has no rows to learn from")
         trained.add(task.adapter)
     for task in tasks:

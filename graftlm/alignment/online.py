@@ -1,0 +1,251 @@
+"""Policies in the training loop: prompts, answers, rewards, advantages, and the rows that a policy learns from.
+
+All policies whose answers are due answer from one engine with the weights as they are, and are scored in shared
+micro-batches, each beside its reference. What a policy learns depends on its own answers alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from graftlm.adapters.model import AdaptedModel
+from graftlm.adapters.routing import Stack, mix_seed
+from graftlm.alignment.advantages import MovingBaseline
+from graftlm.alignment.controller import AdaptiveKL, FixedKL, KLController, controller_from_state
+from graftlm.alignment.episodes import Episodes, group_episodes, penalised_answers, reinforce_episodes
+from graftlm.alignment.rewards import Reward, Rewarded, reward_rollouts
+from graftlm.alignment.rollouts import Prompt, Rollouts, Sampling, roll_out
+from graftlm.alignment.scoring import Roles, Scores, score_rollouts, scores_at
+from graftlm.alignment.watching import WINDOW, PhaseStatistics, concerns, phase_statistics, shown_answers
+from graftlm.data.batches import EncodedRow
+from graftlm.data.sampled import Sampled
+from graftlm.evaluation.speakers import Speaker
+from graftlm.training.online_settings import OnlineSettings, online_settings
+from graftlm.training.settings import AdapterTraining, RunSettings
+from graftlm.training.source import Phase, Turn
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A source of rows: the answers of one policy to its prompts.
+
+    ``speaker``: as :func:`graftlm.alignment.make_policy` makes it, under the adapter's name. ``reference``: the stack
+    that divergence is counted from, such as () for the bare base. ``identity``: what the rewards are, in words that
+    change where they do.
+    """
+
+    speaker: Speaker
+    prompts: tuple[Prompt, ...]
+    rewards: tuple[Reward, ...]
+    training: AdapterTraining
+    reference: Stack = ()
+    identity: str = ""
+    kind: str = "policy"
+
+    @cached_property
+    def settings(self) -> OnlineSettings:
+        """With all defaults filled in."""
+        return online_settings(self.training, len(self.prompts))
+
+    @property
+    def phases_an_epoch(self) -> int:
+        """How many phases ask every prompt once."""
+        return math.ceil(len(self.prompts) / self.settings.prompts)
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps in all."""
+        phases = max(1, round(self.training.epochs * self.phases_an_epoch))
+        return min(phases * self.settings.steps, self.training.max_steps or phases * self.settings.steps)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of prompts, rewards and settings."""
+        digest = hashlib.sha256(repr((self.settings, self.identity, self.reference)).encode())
+        for prompt in self.prompts:
+            digest.update(repr(prompt).encode("utf-8", "surrogatepass") + b"|")
+        return digest.hexdigest()
+
+    def epochs_after(self, step: int) -> float:
+        """Passes over the prompts that ``step`` steps make."""
+        return step / (self.settings.steps * self.phases_an_epoch)
+
+    def sketch(self) -> list[EncodedRow]:
+        """Rows of the largest shape that a step may have: the longest prompt, as many tokens as an answer may have."""
+        signs = max(sum(len(message.content.encode()) for message in prompt.messages) for prompt in self.prompts)
+        prompt, answer = 16 + signs // 3, self.settings.max_new_tokens
+        row = EncodedRow([0] * (prompt + answer), [False] * prompt + [True] * answer, "a sketch", 1)
+        if self.speaker.reads_source:
+            row = EncodedRow([0] * (answer + 1), [False] + [True] * answer, "a sketch", 1, source_ids=[0] * prompt)
+        return [row] * math.ceil(self.settings.prompts * self.settings.group / self.settings.batches)
+
+    def asked(self, phase: int) -> list[Prompt]:
+        """The prompts of a phase (from 0): every epoch asks all of them once, in an order of its own."""
+        epoch, number = divmod(phase, self.phases_an_epoch)
+        order = list(range(len(self.prompts)))
+        random.Random(mix_seed(self.training.seed, self.speaker.label, "prompts", epoch)).shuffle(order)
+        return [self.prompts[place] for place in order[number :: self.phases_an_epoch]]
+
+    def phases(self, model: AdaptedModel, turns: Sequence[Turn], settings: RunSettings) -> list[Phase]:
+        """Answers of all ``turns``, from one engine where they draw alike, and what each learns from them.
+
+        Raises:
+            UserError: a reward or an answer fails, or rollout and scoring disagree.
+        """
+        alike: dict[tuple[int, int, int], list[int]] = {}
+        for place, turn in enumerate(turns):
+            own = _policy(turn).settings
+            alike.setdefault((own.group, own.max_new_tokens, turn.step // own.steps), []).append(place)
+        found: dict[int, Phase] = {}
+        checkpointing, model.gradient_checkpointing = model.gradient_checkpointing, False
+        try:
+            for (group, longest, phase), places in alike.items():
+                sampling = Sampling(n=group, max_new_tokens=longest)
+                together = [turns[place] for place in places]
+                found |= zip(places, _phases(model, together, sampling, phase, settings), strict=True)
+        finally:
+            model.gradient_checkpointing = checkpointing
+        return [found[place] for place in range(len(turns))]
+
+
+def _policy(turn: Turn) -> Policy:
+    assert isinstance(turn.source, Policy)
+    return turn.source
+
+
+def _phases(
+    model: AdaptedModel, turns: Sequence[Turn], sampling: Sampling, phase: int, settings: RunSettings
+) -> list[Phase]:
+    policies = [_policy(turn) for turn in turns]
+    names = [policy.speaker.label for policy in policies]
+    rollouts = roll_out(
+        model,
+        [policy.speaker for policy in policies],
+        {name: policy.asked(phase) for name, policy in zip(names, policies, strict=True)},
+        sampling,
+        phase,
+        seeds={name: policy.training.seed for name, policy in zip(names, policies, strict=True)},
+    )
+    scores = score_rollouts(
+        model,
+        rollouts,
+        {name: Roles(reference=policy.reference) for name, policy in zip(names, policies, strict=True)},
+        max_tokens=settings.micro_batch_tokens,
+        bound=min((each for policy in policies if (each := policy.settings.max_deviation) is not None), default=None),
+    )
+    return [
+        _phase(turn, phase, rollouts.only(name), scores_at(scores, rollouts.of(name)))
+        for turn, name in zip(turns, names, strict=True)
+    ]
+
+
+def _phase(turn: Turn, phase: int, rollouts: Rollouts, scores: Scores) -> Phase:
+    """What one policy learns from its answers, and what is told of them."""
+    policy, name = _policy(turn), _policy(turn).speaker.label
+    own = policy.settings
+    rewarded = reward_rollouts(rollouts, policy.rewards, missing_end_penalty=own.missing_end_penalty)
+    statistics = phase_statistics(rollouts, scores, rewarded, name)
+    price = _price(own, turn.state)
+    episodes, baseline = _episodes(own, rollouts, scores, rewarded, name, price.coefficient, turn.state)
+    history = [*turn.state.get("history", ()), statistics.to_dict()]
+    known = [PhaseStatistics(**each) for each in history]
+    state = {
+        "kl": price.updated(statistics.kl_k1 or 0.0).state(),
+        "baseline": None if baseline is None else asdict(baseline),
+        # The first phase, and as many of the latest as warnings look back.
+        "history": history[:1] + history[1:][-WINDOW:],
+    }
+    coefficient = own.loss_kl or price.coefficient
+    return Phase(
+        turn.step,
+        _rows(episodes),
+        _steps(policy, phase, len(episodes.rows)),
+        state,
+        {**_measures(statistics), "kl_coefficient": coefficient},
+        tuple(shown_answers(rollouts, rewarded, name)),
+        tuple(f"{each.seen}. {each.advice}" for each in concerns(known)),
+    )
+
+
+def _price(own: OnlineSettings, state: Mapping[str, Any]) -> KLController:
+    """What divergence costs in the reward now."""
+    if "kl" in state:
+        return controller_from_state(dict(state["kl"]))
+    return FixedKL(own.reward_kl) if own.kl_target is None else AdaptiveKL(own.kl_target, own.reward_kl)
+
+
+def _episodes(
+    own: OnlineSettings,
+    rollouts: Rollouts,
+    scores: Scores,
+    rewarded: Rewarded,
+    name: str,
+    coefficient: float,
+    state: Mapping[str, Any],
+) -> tuple[Episodes, MovingBaseline | None]:
+    if own.type != "reinforce":
+        baseline: Any = own.baseline
+        return group_episodes(rollouts, scores, rewarded, name, baseline=baseline, kl_coefficient=coefficient), None
+    baseline_ = MovingBaseline(**(state.get("baseline") or {}))
+    episodes = reinforce_episodes(rollouts, scores, rewarded, name, baseline=baseline_, kl_coefficient=coefficient)
+    return episodes, baseline_.updated(penalised_answers(episodes, coefficient))
+
+
+def _rows(episodes: Episodes) -> tuple[EncodedRow, ...]:
+    """The answers with what the loss must know of each token."""
+    empty: list[tuple[float, ...]] = [()] * len(episodes.rows)
+
+    def by_row(values: torch.Tensor | None) -> list[tuple[float, ...]]:
+        if values is None:
+            return empty
+        return [tuple(part.tolist()) for part in values.split(list(episodes.counts))]  # type: ignore[no-untyped-call]
+
+    parts = zip(
+        *map(
+            by_row,
+            (
+                episodes.old_log_probs,
+                episodes.advantages,
+                episodes.reference_log_probs,
+                episodes.old_values,
+                episodes.returns,
+            ),
+        ),
+        strict=True,
+    )
+    return tuple(replace(row, sampled=Sampled(*known)) for row, known in zip(episodes.rows, parts, strict=True))
+
+
+def _steps(policy: Policy, phase: int, rows: int) -> tuple[tuple[int, ...], ...]:
+    """Which rows each step learns: all of them once a pass, in an order of the pass's own, in even parts.
+
+    Where so few answers have a reward that there are more steps than rows, a step without any takes all.
+    """
+    own = policy.settings
+    steps: list[tuple[int, ...]] = []
+    for number in range(own.passes):
+        order = list(range(rows))
+        if own.batches > 1:
+            seed = mix_seed(policy.training.seed, policy.speaker.label, "batches", phase, number)
+            random.Random(seed).shuffle(order)
+        steps += [tuple(order[start :: own.batches]) or tuple(order) for start in range(own.batches)]
+    return tuple(steps)
+
+
+def _measures(statistics: PhaseStatistics) -> dict[str, float]:
+    """The numbers of a phase by name, in the order in which people look at them."""
+    values = statistics.to_dict()
+    rewards = {f"reward_{name}": value for name, value in values.pop("rewards").items()}
+    found = {"reward": values.pop("reward_mean"), "reward_deviation": values.pop("reward_std"), **rewards}
+    found |= {"kl": values.pop("kl_k1"), "kl_k3": values.pop("kl_k3")}
+    for key in ("policy", "step"):
+        values.pop(key)
+    return {key: value for key, value in (found | values).items() if value is not None}
