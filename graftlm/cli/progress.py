@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from graftlm.cli.console import as_duration
-from graftlm.training.events import CheckpointSaved, Ended, Evaluated, Event, RoundDone, Stepped, Watcher
+from graftlm.training.events import CheckpointSaved, Ended, Evaluated, Event, Phased, RoundDone, Stepped, Watcher
 
 
 @dataclass
@@ -108,6 +108,9 @@ def training_display(console: Console, board: Leaderboard) -> Iterator[Watcher]:
                 pace.add(event)
                 left = f"{as_duration(pace.seconds_left(event))} left"
                 bar.update(task, completed=event.number, total=event.total, rate=pace.rate, left=left)
+            if isinstance(event, Phased):
+                for line in phase_lines(event):
+                    live.console.print(line, markup=False)
             live.update(Group(bar, board.table()))
 
         yield watch
@@ -132,6 +135,9 @@ def _plain(console: Console, board: Leaderboard) -> Watcher:
                 f"{'preferences right' if event.measures else 'exact answers'} {event.accuracy:.1%}"
                 f"{' (best)' if event.best else ''}"
             )
+        elif isinstance(event, Phased):
+            for line in phase_lines(event):
+                console.print(line, markup=False)
         elif isinstance(event, Ended):
             detail = f" · {event.detail}" if event.detail else ""
             console.print(f"{event.adapter} step {event.step}: {event.reason}{detail}")
@@ -139,6 +145,30 @@ def _plain(console: Console, board: Leaderboard) -> Watcher:
             console.print(f"checkpoint {event.path}")
 
     return watch
+
+
+def phase_lines(event: Phased) -> list[str]:
+    """What a phase was like, in a line of numbers, a sample, and what to look at."""
+    told = event.measures
+    numbers = [f"{key.replace('_', ' ')} {told[key]:.3g}" for key in told if key.startswith("reward")]
+    words = {"kl": "KL {:.2f} nats", "entropy": "entropy {:.2f}", "length": "{:.0f} tokens", "ended": "{:.0%} ended"}
+    numbers += [text.format(told[key]) for key, text in words.items() if key in told]
+    if told.get("equal_groups"):
+        numbers.append(f"all rewards equal for {told['equal_groups']:.0f} of {told['groups']:.0f} prompts")
+    numbers += [f"{told[key]:.0f} {words}" for key, words in _LOST.items() if told.get(key)]
+    lines = [f"{event.adapter} step {event.step}: {', '.join(numbers)}"]
+    for sample in event.samples[:1]:
+        reward = "no reward" if sample["reward"] is None else f"{sample['reward']:.3g}"
+        lines.append(f"  {_short(sample['prompt'][-1]['content'])} → {_short(sample['answer'])} ({reward})")
+    return lines + [f"  look at this: {concern}" for concern in event.concerns]
+
+
+_LOST = {"failed": "answers without a reward", "left_out": "prompts that could not be asked"}
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 70 else f"{line[:69]}…"
 
 
 class _Pace:

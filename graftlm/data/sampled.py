@@ -10,8 +10,8 @@ class Sampled:
     """Numbers of an answer's tokens, one each; all are constants to whoever learns from them.
 
     ``log_probs``: under the policy that drew it, ``advantages``: how much better than expected. Empty where there is
-    no such role: ``reference``, the log-probabilities under the reference; ``values`` before each token and ``returns``,
-    what the values should have been.
+    no such role: ``reference``, the log-probabilities under the reference; ``values`` before each token and
+    ``returns``, what the values should have been.
     """
 
     log_probs: tuple[float, ...]

@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from graftlm.adapters.files import read_notes
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Stack
 from graftlm.alignment.online import Policy
-from graftlm.alignment.rewards import Reward, endpoint_reward, python_reward
+from graftlm.alignment.rewards import Reward, answered_reward, endpoint_reward, python_reward
 from graftlm.alignment.rollouts import Prompt, make_policy, prompts_of
 from graftlm.data.instances import Instance
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
+from graftlm.evaluation.rewards import reward_model
 from graftlm.recipe import AdapterRecipe
 from graftlm.training.objective_settings import RewardSettings
 from graftlm.training.task import Task
@@ -32,7 +34,8 @@ def policy_task(
 ) -> Task:
     """The task of a policy whose adapter is in the model already.
 
-    ``kept``: where answers of endpoints are kept; None is a folder of the moment. ``load`` loads a trained adapter under a name of its own, frozen.
+    ``kept``: where answers of endpoints are kept; None is a folder of the moment. ``load`` loads a trained adapter
+    under a name of its own, frozen.
 
     Raises:
         UserError: the adapter cannot be a policy, or a reward cannot be had.
@@ -119,4 +122,13 @@ def _reward(
             weight=settings.weight,
             on_failure=failure or "count",
         )
-    raise UserError("adapter: not yet")
+    assert settings.adapter is not None
+    loaded = load(Path(settings.adapter))
+    weights = None if settings.criterion is None else {settings.criterion: 1.0}
+    judge = reward_model(model, _stack_of(Path(settings.adapter), loaded, load), weights=weights)
+    return answered_reward(name, judge, weight=settings.weight, on_failure=failure or "error")
+
+
+def _stack_of(folder: Path, loaded: str, load: Callable[[Path], str]) -> Stack:
+    """A trained adapter with those that it was trained on top of."""
+    return (*(load(Path(under)) for under in read_notes(folder).get("under") or ()), loaded)

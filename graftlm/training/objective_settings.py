@@ -126,8 +126,8 @@ class ObjectiveSettings(BaseModel):
     )
     passes: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="grpo, rloo, reinforce: how often the answers of a phase are learnt, batch_rows of them a step (left "
-        "out: all). Left out: 1.",
+        description="grpo, rloo, reinforce: how often the answers of a phase are learnt, batch_rows of them a step "
+        "(left out: all). Left out: 1.",
     )
     max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="grpo, rloo, reinforce: the most tokens of an answer. Left out: 128."

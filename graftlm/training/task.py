@@ -32,8 +32,8 @@ class Task:
     """What one adapter learns. ``under`` names trained adapters that it is stacked on, which stay as they are.
 
     Each of ``rows`` leads its group, and a step has whole groups. The reference of objectives that need one is the
-    stack beneath, or with ``continues`` the adapter itself as it is when training begins. With a ``source`` there are no
-    ``rows``: they are made phase by phase.
+    stack beneath, or with ``continues`` the adapter itself as it is when training begins. With a ``source`` there are
+    no ``rows``: they are made phase by phase.
     """
 
     adapter: str

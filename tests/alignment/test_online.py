@@ -1,0 +1,269 @@
+"""Policies in the one loop: a step by hand, beside others as alone, resumed to the same bits, bad rewards."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from graftlm import AdaptedModel, LoRA
+from graftlm.alignment import (
+    Policy,
+    Roles,
+    Sampling,
+    function_reward,
+    group_episodes,
+    make_policy,
+    reward_rollouts,
+    roll_out,
+    score_rollouts,
+)
+from graftlm.base.fingerprint import exact_digest
+from graftlm.data.templates import ChatTemplate
+from graftlm.errors import UserError
+from graftlm.objectives import grpo_loss, step_share
+from graftlm.training.events import Phased, Stepped
+from graftlm.training.forward import RoutedRow, build_micro_batch, micro_batch_values
+from graftlm.training.loop import train
+from graftlm.training.objective_settings import ObjectiveSettings
+from graftlm.training.optimizers import gradient_norm
+from graftlm.training.settings import AdapterTraining, RunSettings
+from graftlm.training.source import Phase
+from graftlm.training.task import Task
+from tests.alignment.conftest import asked
+from tests.families import make_base, randomise
+from tests.training.work import Weights, after_round, difference, make_rows, run, same_bits, weights
+
+PROMPTS = asked("w7 w8", "w9", "w10 w11 w12", "w13 w14", "w15", "w16 w17")
+
+
+def low_tokens(_messages: object, answer: str) -> float:
+    """The share of words with an even number: something that a policy can learn."""
+    words = answer.split()
+    return sum(int(word[1:]) % 2 == 0 for word in words) / max(1, len(words))
+
+
+def objective(type_: str = "grpo", **values: Any) -> ObjectiveSettings:
+    given = {"group": 4, "prompts": 3, "max_new_tokens": 6, "rewards": {"even": {"python": "r.py:even"}}}
+    return ObjectiveSettings.model_validate({"type": type_, **given, **values})
+
+
+def policy_task(
+    model: AdaptedModel,
+    name: str,
+    template: ChatTemplate,
+    reward: Callable[..., float] = low_tokens,
+    settings: ObjectiveSettings | None = None,
+    **training: Any,
+) -> Task:
+    chosen = AdapterTraining(
+        objective=settings or objective(),
+        **{"learning_rate": 0.01, "schedule": "constant", "warmup": 0, "epochs": 2, **training},
+    )
+    source = Policy(make_policy(model, name, template), tuple(PROMPTS), (function_reward(reward, "even"),), chosen)
+    return Task(name, (), chosen, objective=source.settings.objective(), source=source)
+
+
+def make_model(words: PreTrainedTokenizerBase, names: str, dtype: torch.dtype = torch.float64) -> AdaptedModel:
+    model = AdaptedModel(make_base("llama", dtype=dtype), words, name="random-llama")
+    for name in names:
+        randomise(model.add(name, LoRA(rank=2)), seed=ord(name))
+    return model
+
+
+def test_a_grpo_step_by_hand(words: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    """Loss and gradient of the first step are those of the parts, put together here."""
+    model = make_model(words, "a")
+    task = policy_task(model, "a", template, seed=3, max_steps=1, max_grad_norm=0.0)
+    assert isinstance(task.source, Policy)
+    prompts = task.source.asked(0)
+    rollouts = roll_out(model, [task.source.speaker], prompts, Sampling(n=4, max_new_tokens=6, seed=3), 0)
+    scores = score_rollouts(model, rollouts, {"a": Roles(reference=())})
+    rewarded = reward_rollouts(rollouts, [function_reward(low_tokens, "even")])
+    episodes = group_episodes(rollouts, scores, rewarded, "a")
+    rows = [RoutedRow(row, ("a",)) for row in episodes.rows]
+    now = torch.cat(micro_batch_values(model, build_micro_batch(model, rows, list(range(len(rows))))))
+    terms = grpo_loss(now, episodes.old_log_probs, episodes.advantages, episodes.reference_log_probs, kl_weight=0.04)
+    loss = step_share(terms, episodes.counts, episodes.size, "row")
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = gradient_norm(list(model.adapter("a").parameters()))
+
+    fresh = make_model(words, "a")
+    _, recorder = run(fresh, [policy_task(fresh, "a", template, seed=3, max_steps=1, max_grad_norm=0.0)])
+    (step,) = recorder.of(Stepped)
+    (phase,) = recorder.of(Phased)
+    assert step.loss == pytest.approx(float(loss.detach()), rel=1e-9)
+    assert step.gradient_norm == pytest.approx(norm, rel=1e-9)
+    assert step.measures["largest_log_ratio"] < 1e-9  # the first update's ratio is 1
+    assert step.measures["clip_share"] == 0.0
+    assert phase.measures["reward"] == pytest.approx(float(rewarded.totals.mean()))
+    assert phase.measures["largest_deviation"] < 1e-9
+    assert phase.measures["answers"] == 12
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "a": {"settings": objective(), "seed": 1},
+    "b": {"settings": objective("rloo", passes=2, kl_target=0.5), "seed": 2, "batch_rows": 6},
+    "c": {"settings": objective("reinforce", group=1, prompts=2), "seed": 3},
+    "d": {"settings": objective(form="dapo", max_new_tokens=5, passes=2), "seed": 4},
+}
+
+
+def together(words: PreTrainedTokenizerBase, template: ChatTemplate, names: str, **run_: Any) -> dict[str, Any]:
+    """Weights and what was told of each adapter; s is tuned on instructions."""
+    model = make_model(words, names)
+    before = exact_digest(model.base)
+    tasks = [policy_task(model, name, template, **SETTINGS[name]) for name in names if name != "s"]
+    if "s" in names:
+        tasks.append(Task("s", make_rows(12, seed=5), AdapterTraining(batch_rows=3, epochs=1, seed=5)))
+    _, recorder = run(model, tasks, RunSettings(**run_))
+    assert exact_digest(model.base) == before
+    return {
+        name: (weights(model, name), [event.measures.get("reward") for event in recorder.of(Phased, name)])
+        for name in names
+    }
+
+
+@pytest.mark.parametrize(("names", "run_"), [("ab", {}), ("dscab", {"micro_batch_tokens": 60})])
+def test_beside_others_is_alone(
+    words: PreTrainedTokenizerBase, template: ChatTemplate, names: str, run_: dict[str, Any]
+) -> None:
+    found = together(words, template, names, **run_)
+    for name in names:
+        alone = together(words, template, name)[name]
+        assert difference(alone[0], found[name][0]) < 1e-7, name
+        assert found[name][1] == pytest.approx(alone[1])
+
+
+def test_several_steps_a_phase(words: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    """Six prompts, three a phase, four answers each: two passes in two steps, and each step has its own rows."""
+    model = make_model(words, "a")
+    task = policy_task(model, "a", template, settings=objective(passes=2), batch_rows=6, epochs=1)
+    _, recorder = run(model, [task])
+    steps, phases = recorder.of(Stepped), recorder.of(Phased)
+    assert (len(steps), [event.step for event in phases]) == (8, [0, 4])
+    assert steps[-1].epoch == 1.0
+    assert steps[0].measures["largest_log_ratio"] < 1e-9 < steps[1].measures["largest_log_ratio"]
+    assert steps[4].measures["largest_log_ratio"] < 1e-9
+
+
+# --- stopped, killed, resumed ---
+
+
+def life(folder: Path, words: PreTrainedTokenizerBase, template: ChatTemplate, **options: Any) -> Weights | None:
+    """One process's life in ``folder``; the weights where the run came to its end."""
+    model = make_model(words, "bcs", torch.float32)
+    tasks = [policy_task(model, name, template, **SETTINGS[name]) for name in "bc"]
+    tasks.append(Task("s", make_rows(12, seed=5), AdapterTraining(batch_rows=3, epochs=2, seed=5)))
+    outcome = train(model, tasks, RunSettings(save_every=1), checkpoints=folder, resume=True, **options)
+    if outcome.interrupted:
+        return None
+    return {f"{name}.{key}": value for name in "bcs" for key, value in weights(model, name).items()}
+
+
+def test_stopped_after_every_round(words: PreTrainedTokenizerBase, template: ChatTemplate, tmp_path: Path) -> None:
+    whole = life(tmp_path / "whole", words, template)
+    assert whole is not None
+    found = None
+    while found is None:
+        found = life(tmp_path / "parts", words, template, should_stop=after_round(1))
+    assert same_bits(whole, found)
+
+
+class _Killing:
+    """Ends the process at a certain call."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, *_: object) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_anywhere(words: PreTrainedTokenizerBase, template: ChatTemplate, tmp_path: Path) -> None:
+    """When prompts are chosen, before any answer, and at every event, in the middle of a round."""
+    whole = life(tmp_path / "whole", words, template)
+    assert whole is not None
+    draw = random.Random(0)
+    context = multiprocessing.get_context("fork")
+    killed = 0
+    for _ in range(6):
+        killing = _Killing(draw.randint(1, 30))
+
+        def child(killing: _Killing = killing) -> None:
+            torch.set_num_threads(1)
+            original = Policy.asked
+            Policy.asked = lambda self, phase: (killing(), original(self, phase))[1]  # type: ignore[method-assign]
+            life(tmp_path / "parts", words, template, watch=killing)
+
+        process = context.Process(target=child)
+        process.start()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed >= 3
+    found = life(tmp_path / "parts", words, template)
+    assert found is not None
+    assert same_bits(whole, found)
+
+
+def test_a_phase_comes_back_to_the_bit(words: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    model = make_model(words, "a", torch.float32)
+    outcome, _ = run(model, [policy_task(model, "a", template, max_steps=1)])
+    phase = outcome.progress["a"].phase
+    assert phase is not None
+    back = Phase.from_dict(json.loads(json.dumps(phase.to_dict())))
+    assert back.to_dict() == phase.to_dict()
+    assert [row.sampled for row in back.rows] == [row.sampled for row in phase.rows]
+
+
+def test_resumed_with_other_prompts_or_rewards(
+    words: PreTrainedTokenizerBase, template: ChatTemplate, tmp_path: Path
+) -> None:
+    model = make_model(words, "a")
+    train(model, [policy_task(model, "a", template, max_steps=1)], checkpoints=tmp_path)
+    changed = policy_task(model, "a", template, max_steps=2, settings=objective(kl=0.5))
+    with pytest.raises(UserError, match="the rows of a have changed since"):
+        train(model, [changed], checkpoints=tmp_path, resume=True)
+
+
+# --- bad rewards ---
+
+
+def test_rewards_that_fail_stop_the_run(words: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    def raises(_messages: object, _answer: str) -> float:
+        raise KeyError("no such thing")
+
+    for reward, said in ((raises, "the reward even raises KeyError"), (lambda *_: math.nan, "a reward is a finite")):
+        model = make_model(words, "a")
+        with pytest.raises(UserError, match=said):
+            run(model, [policy_task(model, "a", template, reward)])
+
+
+def test_equal_rewards_are_told_and_change_nothing(words: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    model = make_model(words, "a")
+    before = weights(model, "a")
+    task = policy_task(model, "a", template, lambda *_: 1.0, objective(kl=0.0), epochs=1)
+    _, recorder = run(model, [task])
+    told = recorder.of(Phased)
+    assert [event.measures["equal_groups"] for event in told] == [3, 3]
+    assert any("nothing to learn from" in concern for concern in told[0].concerns)
+    assert all(event.gradient_norm == 0.0 for event in recorder.of(Stepped))
+    assert same_bits(before, weights(model, "a"))
+
+
+def test_a_deviation_above_the_bound_stops_the_run(words: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    model = make_model(words, "a", torch.float32)
+    with pytest.raises(UserError, match="differs by"):
+        run(model, [policy_task(model, "a", template, settings=objective(max_deviation=1e-12))])

@@ -1,0 +1,171 @@
+"""Whole runs with rewards, by recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graftlm.errors import UserError
+from graftlm.evaluation.rewards import reward_model
+from graftlm.recipe import Recipe, RecipeError, parse_recipe, recipe_from_dict
+from graftlm.runs import RunFolder, execute, locked, set_up
+from graftlm.training.metrics import read_metrics
+from graftlm.training.plan import plan
+from tests.runs.small import colour_rows, write_rows
+
+REWARDS = """
+def letters(messages, answer):
+    return min(1.0, 10 * answer.count("e") / max(1, len(answer)))
+
+def right(messages, answer, reference):
+    return float(reference in answer)
+"""
+
+
+def online_recipe(folder: Path, objective: dict[str, Any], adapters: dict[str, Any], **training: Any) -> Recipe:
+    path = write_rows(folder / "colours.jsonl", colour_rows())
+    (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
+    common = {"method": "lora", "rank": 4}
+    own = {"rewards": {"letters": {"python": "rewards.py:letters"}}, "max_new_tokens": 12, "prompts": 4, **objective}
+    values = {
+        "name": "online",
+        "base": "tiny",
+        "data": {"colours": {"path": str(path), "held_out": 4}},
+        "adapters": {
+            name: {**common, **(extra if "objective" in extra else {"objective": own}), **extra}
+            for name, extra in adapters.items()
+        },
+        "training": {"max_steps": 2, "learning_rate": 0.003, **training},
+    }
+    return recipe_from_dict(values, folder=folder)
+
+
+def carry_out(recipe: Recipe, out: Path, **options: Any) -> RunFolder:
+    folder = RunFolder(out)
+    with locked(folder):
+        execute(set_up(recipe, kept=folder.rewards), folder, **options)
+    return folder
+
+
+def test_a_run_beside_instruction_tuning(tmp_path: Path) -> None:
+    recipe = online_recipe(
+        tmp_path,
+        {
+            "type": "grpo",
+            "group": 3,
+            "rewards": {
+                "letters": {"python": "rewards.py:letters"},
+                "right": {"python": "rewards.py:right", "weight": 0.5},
+            },
+        },
+        {"policy": {}, "sft": {"objective": "sft", "batch_rows": 4}},
+    )
+    assert parse_recipe(recipe.to_yaml()).to_dict() == recipe.to_dict()
+    folder = carry_out(recipe, tmp_path / "run")
+    phases = [line for line in read_metrics(folder.metrics) if line["kind"] == "phase"]
+    assert [line["step"] for line in phases] == [0, 1]
+    assert {"reward", "reward_letters", "reward_right", "kl", "entropy", "length", "ended"} <= phases[0].keys()
+    total = phases[0]["reward_letters"] + 0.5 * phases[0]["reward_right"]
+    assert phases[0]["reward"] == pytest.approx(total)
+    assert phases[0]["kl"] == 0.0
+    assert phases[0]["samples"][0]["answer"]
+    assert folder.report.exists()
+    assert (folder.adapters / "policy").is_dir()
+
+
+def test_a_plan_knows_the_largest_shape(tmp_path: Path) -> None:
+    recipe = online_recipe(tmp_path, {"type": "rloo", "group": 2}, {"policy": {"batch_rows": 4}})
+    run = set_up(recipe)
+    planned = plan(run.model, run.tasks, recipe.training)
+    assert planned.rounds == 2
+    assert planned.learnt_tokens == 2 * 4 * 12
+
+
+def test_the_start_is_the_reference_and_a_reward_adapter_the_reward(tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": row["instruction"], "chosen": row["output"], "rejected": "pink and more"} for row in colour_rows()
+    ]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    values = {
+        "name": "first",
+        "base": "tiny",
+        "data": {
+            "pairs": {"path": str(tmp_path / "pairs.jsonl"), "held_out": 4, "preferences": "chosen"},
+        },
+        "adapters": {
+            "liked": {"method": "lora", "rank": 2, "objective": "reward"},
+            "start": {"method": "lora", "rank": 4},
+        },
+        "training": {"max_steps": 3, "batch_rows": 4, "learning_rate": 0.003},
+    }
+    first = carry_out(recipe_from_dict(values, folder=tmp_path), tmp_path / "first")
+    rewards = {"liked": {"adapter": str(first.adapters / "liked")}}
+    recipe = online_recipe(
+        tmp_path,
+        {"type": "grpo", "group": 2, "rewards": rewards},
+        {"policy": {"init_from": str(first.adapters / "start")}},
+    )
+    run = set_up(recipe)
+    folder = RunFolder(tmp_path / "second")
+    with locked(folder):
+        execute(run, folder)
+    phases = [line for line in read_metrics(folder.metrics) if line["kind"] == "phase"]
+    assert phases[0]["kl"] == 0.0  # it starts as what it went on from
+    assert phases[1]["kl_k3"] > 0.0
+    (stack,) = [(name,) for name in run.model.adapters if "liked" in name]
+    sample = phases[0]["samples"][0]
+    asked = [instance for instance in run.parts["policy"]["colours"].train.instances if instance.row == sample["row"]]
+    (reward,) = reward_model(run.model, stack)([(asked[0].conversation[:-1], sample["answer"])])
+    assert sample["reward"] == pytest.approx(reward, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_reward_is_raised(tmp_path: Path) -> None:
+    recipe = online_recipe(
+        tmp_path,
+        {"type": "grpo", "group": 8},
+        {"policy": {"learning_rate": 0.01, "max_steps": 12, "epochs": 3, "schedule": "constant"}},
+    )
+    folder = carry_out(recipe, tmp_path / "run")
+    rewards = [line["reward"] for line in read_metrics(folder.metrics) if line["kind"] == "phase"]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:2]) / 2 + 0.1
+
+
+def test_mistakes_in_a_recipe_have_their_lines(tmp_path: Path) -> None:
+    text = """base: tiny
+data: {colours: {path: colours.jsonl}}
+adapters:
+  a:
+    method: lora
+    objective:
+      type: grpo
+      groups: 4
+      rewards:
+        right: {python: "rewards.py:right", wieght: 2}
+        gone: {python: "nowhere.py:right"}
+        both: {python: "rewards.py:right", url: "http://localhost:1"}
+  b: {method: lora, objective: grpo}
+  c: {method: lora, objective: {type: rloo, group: 1, rewards: {right: {python: "rewards.py:right"}}}}
+"""
+    write_rows(tmp_path / "colours.jsonl", colour_rows())
+    (tmp_path / "rewards.py").write_text(REWARDS, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, folder=tmp_path)
+    said = {(problem.line, problem.message) for problem in caught.value.problems}
+    lines = {line for line, _ in said}
+    for line, words in ((8, "group"), (10, "weight"), (11, "no such file"), (13, "rewards"), (14, "two or more")):
+        assert any(where == line and words in message for where, message in said), (line, said)
+    assert 12 in lines
+
+
+def test_adapters_that_cannot_be_policies(tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"dropout": 0.1}, "with dropout it would be another one"),
+        ({"batch_tokens": 100}, "how long answers are is not known"),
+        ({"method": "dylora"}, "trains a part of it at a time"),
+    ]
+    for extra, said in cases:
+        with pytest.raises(UserError, match=said):
+            set_up(online_recipe(tmp_path, {"type": "grpo"}, {"policy": extra}))
