@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graftlm.data.instances import Instance
-from graftlm.data.verdicts import overall
+from graftlm.data.verdicts import margin_of, overall
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def answers_of(instance: Instance, criteria: Sequence[str] = ("",)) -> list[Answ
     """
     count = len(instance.answers)
     ranks = [_ranks(instance, name, alone=len(criteria) == 1) for name in criteria]
-    margin = max((verdict.margin for verdict in instance.verdicts), default=0.0) if count == 2 else 0.0
+    margin = margin_of(instance) if count == 2 else 0.0
     return [
         Answer(
             instance.with_answer(number),

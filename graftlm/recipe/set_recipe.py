@@ -40,6 +40,11 @@ class SourceKeys(_Keys):
     criterion: str = Field(
         "", description="What the answers of preference rows are judged by, where the rows do not say: harmless."
     )
+    join_answers: bool = Field(
+        False,
+        description="Whether labelled and rated answers to one prompt become one instance that compares them. The "
+        "source is held in memory then.",
+    )
     split: str | None = Field(
         None, description="Split of a set, or by the column split of labelled rows with a template. Left out: train."
     )

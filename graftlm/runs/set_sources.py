@@ -11,6 +11,7 @@ from typing import Any
 
 from graftlm.data.criteria import criterion_name
 from graftlm.data.instances import Instance, Provenance
+from graftlm.data.joined import JOINED, joined_answers
 from graftlm.data.prepare import RowCounts, check_variables, read_instances
 from graftlm.data.readers import find_sources, read_rows
 from graftlm.data.sets import SetCard, Source, check_shards, describe_source, is_set, read_card
@@ -103,7 +104,8 @@ def read_sources(recipe: SetRecipe, folder: Path, read: dict[str, RowCounts]) ->
         empty = True
         for file in files:
             try:
-                for instance in _read(source, file, folder, recipe.seed, files, read[name]):
+                found = _read(source, file, folder, recipe.seed, files, read[name])
+                for instance in _joined(found, read[name]) if source.join_answers else found:
                     empty = False
                     origin = _origin(instance.provenance, source)
                     known = instance if origin is instance.provenance else replace(instance, provenance=origin)
@@ -118,6 +120,10 @@ def read_sources(recipe: SetRecipe, folder: Path, read: dict[str, RowCounts]) ->
         if empty:
             reasons = "; ".join(f"{number:,} {reason}" for reason, number in read[name].dropped.items())
             raise UserError(f"source '{name}': none of its {read[name].rows:,} rows gives an instance: {reasons}")
+
+
+def _joined(instances: Iterator[Instance], counts: RowCounts) -> list[Instance]:
+    return joined_answers(instances, lambda one: counts.truncate(JOINED, one.source, one.row))
 
 
 def _check_dropped(name: str, source: SourceKeys, counts: RowCounts) -> None:

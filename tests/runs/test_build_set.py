@@ -394,3 +394,14 @@ criteria: {Polite: Blames nobody.}
     assert "insults nobody" in described
     with pytest.raises(UserError, match="a written definition is needed"):
         build(text.replace("Blames nobody.", '" "'), tmp_path, tmp_path / "set")
+
+
+def test_labelled_answers_are_joined(tmp_path):
+    rows = [{"prompt": "Is it?", "completion": f"a{n}", "label": n == 2} for n in range(4)]
+    write(tmp_path / "labels.jsonl", rows)
+    build("sources: {truth: {path: labels.jsonl, join_answers: true, criterion: truthful}}", tmp_path, tmp_path / "set")
+    [instance] = read_set(tmp_path / "set")
+    assert instance.answers[0] == "a2"
+    assert [(v.criterion, v.values) for v in instance.verdicts] == [("truthful", (1.0, 0.0, 0.0, 0.0))]
+    notes = read_card(tmp_path / "set").notes
+    assert notes["kept, but"] == {"truth": {"joined with an earlier row of the same prompt": 3}}
