@@ -12,7 +12,7 @@ from graftlm.alignment.advantages import (
 from graftlm.alignment.best_of_n import Selection, best_of_n, best_of_n_kl, rejection_sampling
 from graftlm.alignment.controller import AdaptiveKL, FixedKL, KLController, controller_from_state
 from graftlm.alignment.episodes import Episodes, group_episodes, penalised_answers, ppo_episodes, reinforce_episodes
-from graftlm.alignment.online import Policy
+from graftlm.alignment.online import Policy, Values
 from graftlm.alignment.rewards import (
     Reward,
     Rewarded,
@@ -45,6 +45,7 @@ __all__ = [
     "Sampling",
     "Scores",
     "Selection",
+    "Values",
     "answered_reward",
     "best_of_n",
     "best_of_n_kl",

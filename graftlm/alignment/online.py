@@ -20,7 +20,7 @@ from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Stack, mix_seed
 from graftlm.alignment.advantages import MovingBaseline
 from graftlm.alignment.controller import AdaptiveKL, FixedKL, KLController, controller_from_state
-from graftlm.alignment.episodes import Episodes, group_episodes, penalised_answers, reinforce_episodes
+from graftlm.alignment.episodes import Episodes, group_episodes, penalised_answers, ppo_episodes, reinforce_episodes
 from graftlm.alignment.rewards import Reward, Rewarded, reward_rollouts
 from graftlm.alignment.rollouts import Prompt, Rollouts, Sampling, roll_out
 from graftlm.alignment.scoring import Roles, Scores, score_rollouts, scores_at
@@ -38,7 +38,8 @@ class Policy:
     """A source of rows: the answers of one policy to its prompts.
 
     ``speaker``: as :func:`graftlm.alignment.make_policy` makes it, under the adapter's name. ``reference``: the stack
-    that divergence is counted from, such as () for the bare base. ``identity``: what the rewards are, in words that
+    that divergence is counted from, such as () for the bare base. ``value``: the stack of PPO's value adapter, whose
+    source is :class:`Values`. ``identity``: what the rewards are, in words that
     change where they do.
     """
 
@@ -48,6 +49,7 @@ class Policy:
     training: AdapterTraining
     reference: Stack = ()
     identity: str = ""
+    value: Stack | None = None
     kind: str = "policy"
 
     @cached_property
@@ -100,25 +102,62 @@ class Policy:
         Raises:
             UserError: a reward or an answer fails, or rollout and scoring disagree.
         """
-        alike: dict[tuple[int, int, int], list[int]] = {}
-        for place, turn in enumerate(turns):
+        # A policy and its values learn the same answers; where one of them has ended, the other goes on with it.
+        once = {_policy(turn).speaker.label: turn for turn in turns}
+        alike: dict[tuple[int, int, int], list[str]] = {}
+        for name, turn in once.items():
             own = _policy(turn).settings
-            alike.setdefault((own.group, own.max_new_tokens, turn.step // own.steps), []).append(place)
-        found: dict[int, Phase] = {}
+            alike.setdefault((own.group, own.max_new_tokens, turn.step // own.steps), []).append(name)
+        found: dict[str, Phase] = {}
         checkpointing, model.gradient_checkpointing = model.gradient_checkpointing, False
         try:
-            for (group, longest, phase), places in alike.items():
+            for (group, longest, phase), names in alike.items():
                 sampling = Sampling(n=group, max_new_tokens=longest)
-                together = [turns[place] for place in places]
-                found |= zip(places, _phases(model, together, sampling, phase, settings), strict=True)
+                together = [once[name] for name in names]
+                found |= zip(names, _phases(model, together, sampling, phase, settings), strict=True)
         finally:
             model.gradient_checkpointing = checkpointing
-        return [found[place] for place in range(len(turns))]
+        return [
+            phase if isinstance(turn.source, Policy) else replace(phase, measures={}, samples=(), concerns=())
+            for turn in turns
+            for phase in (found[_policy(turn).speaker.label],)
+        ]
+
+
+@dataclass(frozen=True)
+class Values:
+    """The source of PPO's value adapter: the answers of its policy, which are made once for both."""
+
+    policy: Policy
+    kind: str = "policy"
+
+    @property
+    def total(self) -> int:
+        """As many steps as the policy has."""
+        return self.policy.total
+
+    @property
+    def digest(self) -> str:
+        """The policy's."""
+        return self.policy.digest
+
+    def epochs_after(self, step: int) -> float:
+        """As the policy."""
+        return self.policy.epochs_after(step)
+
+    def sketch(self) -> list[EncodedRow]:
+        """As the policy."""
+        return self.policy.sketch()
+
+    def phases(self, model: AdaptedModel, turns: Sequence[Turn], settings: RunSettings) -> list[Phase]:
+        """See :meth:`Policy.phases`."""
+        return self.policy.phases(model, turns, settings)
 
 
 def _policy(turn: Turn) -> Policy:
-    assert isinstance(turn.source, Policy)
-    return turn.source
+    source = turn.source.policy if isinstance(turn.source, Values) else turn.source
+    assert isinstance(source, Policy)
+    return source
 
 
 def _phases(
@@ -137,7 +176,10 @@ def _phases(
     scores = score_rollouts(
         model,
         rollouts,
-        {name: Roles(reference=policy.reference) for name, policy in zip(names, policies, strict=True)},
+        {
+            name: Roles(reference=policy.reference, value=policy.value)
+            for name, policy in zip(names, policies, strict=True)
+        },
         max_tokens=settings.micro_batch_tokens,
         bound=min((each for policy in policies if (each := policy.settings.max_deviation) is not None), default=None),
     )
@@ -164,6 +206,7 @@ def _phase(turn: Turn, phase: int, rollouts: Rollouts, scores: Scores) -> Phase:
         "history": history[:1] + history[1:][-WINDOW:],
     }
     coefficient = own.loss_kl or price.coefficient
+    compared = own.group > 1 or statistics.reward_std == 0.0  # a lone answer has nothing to be equal to
     return Phase(
         turn.step,
         _rows(episodes),
@@ -171,7 +214,7 @@ def _phase(turn: Turn, phase: int, rollouts: Rollouts, scores: Scores) -> Phase:
         state,
         {**_measures(statistics), "kl_coefficient": coefficient},
         tuple(shown_answers(rollouts, rewarded, name)),
-        tuple(f"{each.seen}. {each.advice}" for each in concerns(known)),
+        tuple(f"{each.seen}. {each.advice}" for each in concerns(known) if each.kind != "equal_rewards" or compared),
     )
 
 
@@ -191,6 +234,8 @@ def _episodes(
     coefficient: float,
     state: Mapping[str, Any],
 ) -> tuple[Episodes, MovingBaseline | None]:
+    if own.type == "ppo":
+        return ppo_episodes(rollouts, scores, rewarded, name, kl_coefficient=coefficient, lam=own.lam), None
     if own.type != "reinforce":
         baseline: Any = own.baseline
         return group_episodes(rollouts, scores, rewarded, name, baseline=baseline, kl_coefficient=coefficient), None
@@ -248,4 +293,6 @@ def _measures(statistics: PhaseStatistics) -> dict[str, float]:
     found |= {"kl": values.pop("kl_k1"), "kl_k3": values.pop("kl_k3")}
     for key in ("policy", "step"):
         values.pop(key)
+    if values["answers"] == values["groups"]:  # one answer a prompt
+        values.pop("equal_groups")
     return {key: value for key, value in (found | values).items() if value is not None}

@@ -150,6 +150,8 @@ def _plain(console: Console, board: Leaderboard) -> Watcher:
 def phase_lines(event: Phased) -> list[str]:
     """What a phase was like, in a line of numbers, a sample, and what to look at."""
     told = event.measures
+    if not told:  # a value adapter, whose policy has told it
+        return []
     numbers = [f"{key.replace('_', ' ')} {told[key]:.3g}" for key in told if key.startswith("reward")]
     words = {"kl": "KL {:.2f} nats", "entropy": "entropy {:.2f}", "length": "{:.0f} tokens", "ended": "{:.0%} ended"}
     numbers += [text.format(told[key]) for key, text in words.items() if key in told]

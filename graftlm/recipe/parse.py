@@ -156,6 +156,7 @@ class _Parser:
         entries = self.sweeps(self.section("adapters", values))
         adapters = {name: self.adapter(name, entry, methods, defaults, names) for name, entry in entries.items()}
         self.names_apart(entries)
+        self.values(adapters)
         self.locate_parts(data, adapters)
         run = run and self.locate_run(run)
         if self.problems or run is None or training is None:
@@ -349,11 +350,15 @@ class _Parser:
         wanted, head = training.objective.type, keys.head
         if wanted == "reward" and head is None:
             return keys.model_copy(update={"head": HeadSettings(type="reward", labels=("reward",))})
-        if head is not None and wanted == "reward" and head.type != "reward":
+        if wanted == "value" and head is None:
+            return keys.model_copy(update={"head": HeadSettings(type="reward", labels=("value",))})
+        if head is not None and wanted == "value" and (head.type != "reward" or len(head.labels) > 1):
+            self.add((*path, "head"), "must be {type: reward} with one label for the objective value, or left out")
+        elif head is not None and wanted == "reward" and head.type != "reward":
             self.add((*path, "head"), f"must be {{type: reward}} for the objective reward, is a {head.type}")
-        elif head is not None and head.type == "reward" and wanted != "reward":
+        elif head is not None and head.type == "reward" and wanted not in ("reward", "value"):
             self.add((*path, "head"), f"a reward head is trained by objective: reward, and this one's is {wanted}")
-        elif head is not None and wanted not in ("sft", "reward"):
+        elif head is not None and wanted not in ("sft", "reward", "value"):
             self.add((*path, "head"), f"the objective {wanted} is of texts, and takes no head")
         return keys
 
@@ -370,6 +375,25 @@ class _Parser:
             elif keys.data.count(name) > 1:
                 self.add((*path, "data"), f"names '{name}' more than once")
         return keys
+
+    def values(self, adapters: Mapping[str, AdapterRecipe | None]) -> None:
+        """Every ppo adapter has a value adapter of its own."""
+        whole = {name: adapter for name, adapter in adapters.items() if adapter is not None}
+        critics = [name for name, adapter in whole.items() if adapter.training.objective.type == "value"]
+        named: dict[str, str] = {}
+        for name, adapter in whole.items():
+            value = adapter.training.objective.value
+            path = ("adapters", self.written[name], "objective")
+            if value is None:
+                continue
+            if value not in critics:
+                self.add((*path, "value"), unknown_name("adapter with objective: value", value, critics))
+            elif value in named:
+                self.add((*path, "value"), f"'{value}' is that of '{named[value]}' already")
+            named.setdefault(value, name)
+        for name in critics:
+            if name not in named:
+                self.add(("adapters", self.written[name], "objective"), f"no ppo adapter says value: {name}")
 
     def names_apart(self, names: Iterable[str]) -> None:
         """Some systems know no difference between the folders A and a."""

@@ -74,7 +74,7 @@ Form = Literal["answers", "compared", "judged", "prompts"]
 def form_of(adapter: AdapterRecipe) -> Form:
     """What an adapter's objective makes of instances."""
     objective = adapter.training.objective
-    if objective.online:
+    if objective.online or objective.type == "value":
         return "prompts"
     if not objective.compares:
         return "answers"

@@ -10,7 +10,7 @@ from pathlib import Path
 from graftlm.adapters.files import read_notes
 from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Stack
-from graftlm.alignment.online import Policy
+from graftlm.alignment.online import Policy, Values
 from graftlm.alignment.rewards import Reward, answered_reward, endpoint_reward, python_reward
 from graftlm.alignment.rollouts import Prompt, make_policy, prompts_of
 from graftlm.data.instances import Instance
@@ -19,6 +19,7 @@ from graftlm.errors import UserError
 from graftlm.evaluation.rewards import reward_model
 from graftlm.recipe import AdapterRecipe
 from graftlm.training.objective_settings import RewardSettings
+from graftlm.training.objectives import build_objective
 from graftlm.training.task import Task
 
 
@@ -31,11 +32,12 @@ def policy_task(
     prompts: Sequence[Instance],
     kept: Path | None,
     load: Callable[[Path], str],
+    value: Stack | None = None,
 ) -> Task:
     """The task of a policy whose adapter is in the model already.
 
     ``kept``: where answers of endpoints are kept; None is a folder of the moment. ``load`` loads a trained adapter
-    under a name of its own, frozen.
+    under a name of its own, frozen. ``value``: the stack of PPO's value adapter.
 
     Raises:
         UserError: the adapter cannot be a policy, or a reward cannot be had.
@@ -50,8 +52,17 @@ def policy_task(
         # The adapter itself changes: what it went on from is loaded a second time, and stays.
         under if adapter.init_from is None else (*under, load(Path(adapter.init_from))),
         repr((objective.rewards, adapter.init_from)),
+        value,
     )
     return Task(name, (), training, objective=policy.settings.objective(), under=under, source=policy)
+
+
+def value_task(name: str, adapter: AdapterRecipe, model: AdaptedModel, under: Stack, policy: Task) -> Task:
+    """The task of a value adapter, which learns from the answers of a policy."""
+    assert isinstance(policy.source, Policy)
+    _check_method(name, adapter, model)
+    objective = build_objective(adapter.training.objective)
+    return Task(name, (), adapter.training, objective=objective, under=under, source=Values(policy.source))
 
 
 def _check_policy(name: str, adapter: AdapterRecipe, model: AdaptedModel, under: Stack) -> None:
@@ -59,6 +70,12 @@ def _check_policy(name: str, adapter: AdapterRecipe, model: AdaptedModel, under:
     if model.kind == "encoder" or model.head_of(under) is not None:
         what = "an encoder, which writes no answers" if model.kind == "encoder" else "stacked on one with a head"
         raise UserError(f"objective: {objective} needs answers, and this adapter is {what}")
+    _check_method(name, adapter, model)
+
+
+def _check_method(name: str, adapter: AdapterRecipe, model: AdaptedModel) -> None:
+    """See that what is trained is what answered, or what the advantages were made with."""
+    objective = adapter.training.objective.type
     if getattr(adapter.method, "dropout", 0.0):
         raise UserError(
             f"dropout: {objective} learns from what the adapter itself draws, and with dropout it would be another one",

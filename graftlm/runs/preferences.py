@@ -119,7 +119,7 @@ def set_reward_scales(run: PreparedRun, say: Callable[[str], None] = lambda _lin
     """
     for task in run.tasks:
         head = run.model.adapter(task.adapter).head
-        if not isinstance(head, RewardHead):
+        if not isinstance(head, RewardHead) or task.source is not None:
             continue
         leaders = task.rows[:: max(1, len(task.rows) * 2 // SCALED_BY)]
         rows = [RoutedRow(row, task.stack) for leader in leaders for row in leader.group]

@@ -22,7 +22,7 @@ from graftlm.errors import UserError
 from graftlm.evaluation.labels import stored_head
 from graftlm.recipe import AdapterRecipe, Recipe
 from graftlm.runs.data import SplitData, part_of, read_data, render_data
-from graftlm.runs.online import policy_task
+from graftlm.runs.online import policy_task, value_task
 from graftlm.training.forward import RoutedRow
 from graftlm.training.objectives import build_objective
 from graftlm.training.task import Task
@@ -89,34 +89,44 @@ def set_up(
         if templates[name] is not template:
             say(f"adapter {name}: template {templates[name].name}")
     data = render_data(recipe, found, model, tokenizer, template, templates, beneath, say)
-    tasks, held_out = [], {}
-    for name, adapter in recipe.adapters.items():
-        parts = list(data.parts[name].values())
+    tasks: dict[str, Task] = {}
+    held_out = {}
+    for name in _values_last(recipe):
+        adapter, parts = recipe.adapters[name], list(data.parts[name].values())
         with part_of("adapter", name):
+            tasks[name] = _task(name, adapter, model, under[name], parts, data.heads.get(name))
             if adapter.training.objective.online:
-                _add(name, adapter, model)
                 prompts = [each for part in parts for each in part.train.instances]
                 load = partial(_load_under, model=model)
-                tasks.append(policy_task(name, adapter, model, under[name], templates[name], prompts, kept, load))
-            else:
-                tasks.append(_task(name, adapter, model, under[name], parts, data.heads.get(name)))
-            _check_virtual(model, tasks[-1], templates[name])
+                critic = adapter.training.objective.value
+                value = None if critic is None else (*under[critic], critic)
+                stack = under[name]
+                tasks[name] = policy_task(name, adapter, model, stack, templates[name], prompts, kept, load, value)
+            elif adapter.training.objective.type == "value":
+                policy = next(key for key, each in recipe.adapters.items() if each.training.objective.value == name)
+                tasks[name] = value_task(name, adapter, model, under[name], tasks[policy])
+            _check_virtual(model, tasks[name], templates[name])
         held_out[name] = tuple(each for part in parts if part.held_out for each in part.held_out.instances)
         update = model.adapter(name)
-        say(f"adapter {name}: {update.trained_parameters:,} parameters, {tasks[-1].total} steps")
+        say(f"adapter {name}: {update.trained_parameters:,} parameters, {tasks[name].total} steps")
     return PreparedRun(
         recipe,
         model,
         tokenizer,
         template,
         data.splits,
-        tuple(tasks),
+        tuple(tasks[name] for name in recipe.adapters),
         held_out,
         data.parts,
         data.heads,
         templates,
         {key: read.files for key, read in found.items()},
     )
+
+
+def _values_last(recipe: Recipe) -> list[str]:
+    """The adapters in their order, but value adapters behind their policies."""
+    return sorted(recipe.adapters, key=lambda name: recipe.adapters[name].training.objective.type == "value")
 
 
 def _template_of(
@@ -189,6 +199,8 @@ def _task(
     criteria = () if own is None else own.criteria
     objective = adapter.training.objective
     _add(name, adapter, model, own)
+    if objective.online or objective.type == "value":
+        return Task(name, (), adapter.training, under=under)  # its rows are made as training goes on
     rows = tuple(row for part in parts for row in part.train.rows)
     held_out = tuple(row for part in parts if part.held_out for row in part.held_out.rows)
     task = Task(

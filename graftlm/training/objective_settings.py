@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-ObjectiveType = Literal["sft", "reward", "dpo", "kto", "orpo", "simpo", "grpo", "rloo", "reinforce"]
-ONLINE = ("grpo", "rloo", "reinforce")  # they learn from answers that the adapter itself draws
+ObjectiveType = Literal["sft", "reward", "dpo", "kto", "orpo", "simpo", "grpo", "rloo", "reinforce", "ppo", "value"]
+ONLINE = ("grpo", "rloo", "reinforce", "ppo")  # they learn from answers that the adapter itself draws
 FORMS = {
     "grpo": {"baseline": "deviation", "normalisation": "row", "kl": 0.04},
     "dapo": {"baseline": "deviation", "normalisation": "token", "kl": 0.0, "clip_high": 0.28},
@@ -28,10 +28,12 @@ _KEYS = {
     "passes": ONLINE,
     "max_new_tokens": ONLINE,
     "kl": ONLINE,
-    "kl_target": ("rloo", "reinforce"),
+    "kl_target": ("rloo", "reinforce", "ppo"),
+    "value": ("ppo",),
+    "lam": ("ppo",),
     "form": ("grpo",),
-    "clip": ("grpo", "rloo"),
-    "clip_high": ("grpo", "rloo"),
+    "clip": ("grpo", "rloo", "ppo", "value"),
+    "clip_high": ("grpo", "rloo", "ppo"),
     "missing_end_penalty": ONLINE,
     "max_deviation": ONLINE,
 }
@@ -86,7 +88,8 @@ class ObjectiveSettings(BaseModel):
 
     type: ObjectiveType = Field(
         description="sft (instruction tuning), reward (a head that scores answers), dpo, kto, orpo or simpo (from "
-        "preferences), grpo, rloo or reinforce (from rewards of answers that the adapter draws).",
+        "preferences), grpo, rloo, reinforce or ppo (from rewards of answers that the adapter draws), or value (what is "
+        "still to come of a ppo adapter's reward).",
     )
     beta: Annotated[float, Field(gt=0)] | None = Field(
         None,
@@ -114,48 +117,57 @@ class ObjectiveSettings(BaseModel):
     )
     rewards: Annotated[dict[str, RewardSettings], Field(min_length=1)] | None = Field(
         None,
-        description="grpo, rloo, reinforce: what answers are worth, by name: {right: {python: 'rewards.py:right'}}. "
+        description="grpo, rloo, reinforce, ppo: what answers are worth, by name: {right: {python: 'rewards.py:right'}}. "
         "Several are added up by their weights, and logged each.",
     )
     group: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="grpo, rloo, reinforce: answers to each prompt. Left out: 8, for reinforce 1."
+        None, description="grpo, rloo, reinforce, ppo: answers to each prompt. Left out: 8, for reinforce and ppo 1."
     )
     prompts: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="grpo, rloo, reinforce: prompts of a phase, which are answered before the next steps. Left out: 8.",
+        description="grpo, rloo, reinforce, ppo: prompts of a phase, answered before the next steps. Left out: 8, for "
+        "reinforce and ppo 32.",
     )
     passes: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="grpo, rloo, reinforce: how often the answers of a phase are learnt, batch_rows of them a step "
-        "(left out: all). Left out: 1.",
+        description="grpo, rloo, reinforce, ppo: how often the answers of a phase are learnt, batch_rows of them a "
+        "step (left out: all). Left out: 1, for ppo 4.",
     )
     max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="grpo, rloo, reinforce: the most tokens of an answer. Left out: 128."
+        None, description="grpo, rloo, reinforce, ppo: the most tokens of an answer. Left out: 128."
     )
     kl: Annotated[float, Field(ge=0)] | None = Field(
         None,
         description="Price of a nat of divergence from the start: grpo in the loss, a token (left out: 0.04, for the "
-        "other forms 0); rloo, reinforce in the reward (left out: 0.05).",
+        "other forms 0); rloo, reinforce, ppo in the reward (left out: 0.05).",
     )
     kl_target: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="rloo, reinforce: nats an answer that kl is steered to. Left out: kl stays as it is."
+        None, description="rloo, reinforce, ppo: nats an answer that kl is steered to. Left out: kl stays as it is."
     )
     form: Literal["grpo", "dapo", "dr_grpo"] | None = Field(
         None, description="grpo: which of its published forms: grpo, dapo or dr_grpo. Left out: grpo."
     )
     clip: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="grpo, rloo: how far the ratio to the policy that drew may go before it is cut. Left out: 0.2.",
+        description="grpo, rloo, ppo: how far the ratio to the policy that drew may go before it is cut; value: how "
+        "far a value may go. Left out: 0.2.",
     )
     clip_high: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="grpo, rloo: the same upwards. Left out: as clip, for the form dapo 0.28."
+        None, description="grpo, rloo, ppo: the same upwards. Left out: as clip, for the form dapo 0.28."
+    )
+    value: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="ppo: the adapter of this recipe that learns the values, by objective: value."
+    )
+    lam: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="ppo: λ of the generalised advantage estimate; γ is 1. Left out: 0.95."
     )
     missing_end_penalty: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="grpo, rloo, reinforce: taken off the reward of an answer that does not end. Left out: 0."
+        None,
+        description="grpo, rloo, reinforce, ppo: taken off the reward of an answer that does not end. Left out: 0.",
     )
     max_deviation: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="grpo, rloo, reinforce: by how much a token's log-probability may differ between drawing and "
+        description="grpo, rloo, reinforce, ppo: by how much a token's log-probability may differ between drawing and "
         "scoring before the run stops. Left out: by the number type of the base.",
     )
 
@@ -168,6 +180,8 @@ class ObjectiveSettings(BaseModel):
             raise ValueError(
                 f"rewards: {self.type} needs at least one, such as {{right: {{python: 'rewards.py:right'}}}}"
             )
+        if self.type == "ppo" and self.value is None:
+            raise ValueError("value: ppo needs an adapter with objective: value; give its name")
         if self.type in ("grpo", "rloo") and self.group == 1:
             raise ValueError(f"group: {self.type} compares the answers to a prompt, and needs two or more")
         smoothed = self.label_smoothing
@@ -182,7 +196,7 @@ class ObjectiveSettings(BaseModel):
     @property
     def compares(self) -> bool:
         """Whether it learns from answers that were judged, and not from answers alone."""
-        return self.type != "sft" and not self.online
+        return self.type not in ("sft", "value") and not self.online
 
     @property
     def online(self) -> bool:

@@ -8,6 +8,7 @@ from graftlm.objectives.compared import dpo, orpo, simpo
 from graftlm.objectives.desirable import KTO
 from graftlm.objectives.objective import Objective
 from graftlm.objectives.rewarded import Reward
+from graftlm.objectives.sampled import Value
 from graftlm.objectives.sft import SFT
 from graftlm.training.objective_settings import BETA, ObjectiveSettings
 
@@ -30,4 +31,6 @@ def build_objective(settings: ObjectiveSettings, criteria: Sequence[str] = ("rew
             return orpo(**given)
         case "simpo":
             return simpo(**given)
+        case "value":
+            return Value(**given)
     return SFT()

@@ -33,6 +33,7 @@ class OnlineSettings:
     kl_target: float | None
     missing_end_penalty: float
     max_deviation: float | None
+    lam: float = 0.95
 
     @property
     def steps(self) -> int:
@@ -61,8 +62,9 @@ def online_settings(training: AdapterTraining, prompts: int) -> OnlineSettings:
     """Those of an adapter that has so many prompts."""
     given = training.objective
     form = FORMS[given.form or "grpo"] if given.type == "grpo" else {}
-    group = given.group or (1 if given.type == "reinforce" else 8)
-    at_once = min(given.prompts or 8, prompts)
+    singly = given.type in ("reinforce", "ppo")
+    group = given.group or (1 if singly else 8)
+    at_once = min(given.prompts or (32 if singly else 8), prompts)
     answers = at_once * group
     batches = math.ceil(answers / min(training.batch_rows or answers, answers))
     kl = given.kl if given.kl is not None else float(form.get("kl", 0.05))  # type: ignore[arg-type]
@@ -71,11 +73,11 @@ def online_settings(training: AdapterTraining, prompts: int) -> OnlineSettings:
         given.type,
         group,
         at_once,
-        given.passes or 1,
+        given.passes or (4 if given.type == "ppo" else 1),
         batches,
         given.max_new_tokens or 128,
         str(form.get("baseline", "leave_one_out")),
-        form.get("normalisation", "constant"),  # type: ignore[arg-type]
+        form.get("normalisation", "token" if given.type == "ppo" else "constant"),  # type: ignore[arg-type]
         None if given.type == "reinforce" else given.clip or 0.2,
         None if high is None else float(high),  # type: ignore[arg-type]
         kl if given.type == "grpo" else 0.0,
@@ -83,4 +85,5 @@ def online_settings(training: AdapterTraining, prompts: int) -> OnlineSettings:
         given.kl_target,
         given.missing_end_penalty or 0.0,
         given.max_deviation,
+        0.95 if given.lam is None else given.lam,
     )

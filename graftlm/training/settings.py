@@ -20,11 +20,12 @@ class AdapterTraining(BaseModel):
         "scores answers), dpo, kto, orpo, simpo. A name, or a mapping with settings: {type: dpo, beta: 0.1, "
         "loss: sigmoid, sigmoid_per_token, hinge, ipo, ipo_per_token or robust, label_smoothing: 0}, {type: reward, "
         "margin: 0, centring: 0}, {type: kto, beta: 0.1, desirable_weight: 1, undesirable_weight: 1}, {type: orpo, "
-        "beta: 0.1}, {type: simpo, beta: 2, margin: 1}. Or from rewards of answers that the adapter draws: {type: grpo, "
-        "rewards: {right: {python: 'rewards.py:right'}}, group: 8, prompts: 8, passes: 1, max_new_tokens: 128, "
-        "kl: 0.04, clip: 0.2, clip_high: 0.2, form: grpo, dapo or dr_grpo, missing_end_penalty: 0, max_deviation}, {type: rloo, "
-        "…, kl_target}, {type: reinforce, …}; a reward is {python: FILE.py:FUNCTION}, {adapter: FOLDER, criterion} or "
-        "{url, model, criterion}, with weight: 1 and on_failure: error or count.",
+        "beta: 0.1}, {type: simpo, beta: 2, margin: 1}. Or from rewards of answers that the adapter draws: {type: "
+        "grpo, rewards: {right: {python: 'rewards.py:right'}}, group: 8, prompts: 8, passes: 1, max_new_tokens: 128, "
+        "kl: 0.04, clip: 0.2, clip_high: 0.2, form: grpo, dapo or dr_grpo, missing_end_penalty: 0, max_deviation}, "
+        "{type: rloo, …, kl_target}, {type: reinforce, …}, {type: ppo, …, value: ADAPTER, lam: 0.95} beside an adapter "
+        "with {type: value, clip: 0.2}. A reward is {python: FILE.py:FUNCTION}, {adapter: FOLDER, criterion} or {url, "
+        "model, criterion}, with weight: 1 and on_failure: error or count.",
         json_schema_extra={"default": "sft"},
     )
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")

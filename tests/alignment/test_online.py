@@ -9,8 +9,9 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,9 +22,11 @@ from graftlm.alignment import (
     Policy,
     Roles,
     Sampling,
+    Values,
     function_reward,
     group_episodes,
     make_policy,
+    ppo_episodes,
     reward_rollouts,
     roll_out,
     score_rollouts,
@@ -31,7 +34,8 @@ from graftlm.alignment import (
 from graftlm.base.fingerprint import exact_digest
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
-from graftlm.objectives import grpo_loss, step_share
+from graftlm.objectives import grpo_loss, ppo_policy_loss, ppo_value_loss, step_share
+from graftlm.objectives.sampled import Value
 from graftlm.training.events import Phased, Stepped
 from graftlm.training.forward import RoutedRow, build_micro_batch, micro_batch_values
 from graftlm.training.loop import train
@@ -74,10 +78,20 @@ def policy_task(
     return Task(name, (), chosen, objective=source.settings.objective(), source=source)
 
 
+def ppo_tasks(
+    model: AdaptedModel, template: ChatTemplate, settings: ObjectiveSettings | None = None, **training: Any
+) -> list[Task]:
+    """The policy p and its values v."""
+    task = policy_task(model, "p", template, settings=settings or objective("ppo", value="v", passes=2), **training)
+    source = replace(cast(Policy, task.source), value=("v",))
+    values = AdapterTraining(learning_rate=0.001, warmup=0, seed=9)
+    return [replace(task, source=source), Task("v", (), values, objective=Value(), source=Values(source))]
+
+
 def make_model(words: PreTrainedTokenizerBase, names: str, dtype: torch.dtype = torch.float64) -> AdaptedModel:
     model = AdaptedModel(make_base("llama", dtype=dtype), words, name="random-llama")
     for name in names:
-        randomise(model.add(name, LoRA(rank=2)), seed=ord(name))
+        randomise(model.add(name, LoRA(rank=2), criteria=1 if name == "v" else None), seed=ord(name))
     return model
 
 
@@ -111,6 +125,29 @@ def test_a_grpo_step_by_hand(words: PreTrainedTokenizerBase, template: ChatTempl
     assert phase.measures["answers"] == 12
 
 
+def test_a_ppo_step_by_hand(words: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    """The first losses of policy and values are those of the parts; values learn from the policy's answers."""
+    model = make_model(words, "pv")
+    policy = cast(Policy, ppo_tasks(model, template, seed=3)[0].source)
+    rollouts = roll_out(model, [policy.speaker], policy.asked(0), Sampling(n=4, max_new_tokens=6, seed=3), 0)
+    scores = score_rollouts(model, rollouts, {"p": Roles(reference=(), value="v")})
+    rewarded = reward_rollouts(rollouts, [function_reward(low_tokens, "even")])
+    episodes = ppo_episodes(rollouts, scores, rewarded, "p", kl_coefficient=0.05)
+    assert episodes.old_values is not None
+    assert episodes.returns is not None
+    # At the first step policy and values are still those that the advantages were made with.
+    loss = ppo_policy_loss(episodes.old_log_probs, episodes.old_log_probs, episodes.advantages).mean()
+    value_loss = ppo_value_loss(episodes.old_values, episodes.old_values, episodes.returns).mean()
+
+    _, recorder = run(model, ppo_tasks(model, template, seed=3, max_steps=2))
+    first, second = recorder.of(Stepped, "p")
+    assert first.loss == pytest.approx(float(loss), abs=1e-9)
+    assert first.measures["largest_log_ratio"] < 1e-9 < second.measures["largest_log_ratio"]
+    one, two = recorder.of(Stepped, "v")
+    assert one.loss == pytest.approx(float(value_loss), rel=1e-9)
+    assert two.loss < one.loss
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "a": {"settings": objective(), "seed": 1},
     "b": {"settings": objective("rloo", passes=2, kl_target=0.5), "seed": 2, "batch_rows": 6},
@@ -123,7 +160,9 @@ def together(words: PreTrainedTokenizerBase, template: ChatTemplate, names: str,
     """Weights and what was told of each adapter; s is tuned on instructions."""
     model = make_model(words, names)
     before = exact_digest(model.base)
-    tasks = [policy_task(model, name, template, **SETTINGS[name]) for name in names if name != "s"]
+    tasks = [policy_task(model, name, template, **SETTINGS[name]) for name in names if name not in "spv"]
+    if "p" in names:
+        tasks += ppo_tasks(model, template, batch_rows=6, seed=6)
     if "s" in names:
         tasks.append(Task("s", make_rows(12, seed=5), AdapterTraining(batch_rows=3, epochs=1, seed=5)))
     _, recorder = run(model, tasks, RunSettings(**run_))
@@ -134,13 +173,13 @@ def together(words: PreTrainedTokenizerBase, template: ChatTemplate, names: str,
     }
 
 
-@pytest.mark.parametrize(("names", "run_"), [("ab", {}), ("dscab", {"micro_batch_tokens": 60})])
+@pytest.mark.parametrize(("names", "run_"), [("ab", {}), ("dscab", {"micro_batch_tokens": 60}), ("apvs", {})])
 def test_beside_others_is_alone(
     words: PreTrainedTokenizerBase, template: ChatTemplate, names: str, run_: dict[str, Any]
 ) -> None:
     found = together(words, template, names, **run_)
     for name in names:
-        alone = together(words, template, name)[name]
+        alone = together(words, template, "pv" if name in "pv" else name)[name]
         assert difference(alone[0], found[name][0]) < 1e-7, name
         assert found[name][1] == pytest.approx(alone[1])
 
@@ -162,13 +201,14 @@ def test_several_steps_a_phase(words: PreTrainedTokenizerBase, template: ChatTem
 
 def life(folder: Path, words: PreTrainedTokenizerBase, template: ChatTemplate, **options: Any) -> Weights | None:
     """One process's life in ``folder``; the weights where the run came to its end."""
-    model = make_model(words, "bcs", torch.float32)
-    tasks = [policy_task(model, name, template, **SETTINGS[name]) for name in "bc"]
+    model = make_model(words, "bcspv", torch.float32)
+    tasks = [*ppo_tasks(model, template, batch_rows=6, seed=6)]
+    tasks += [policy_task(model, name, template, **SETTINGS[name]) for name in "bc"]
     tasks.append(Task("s", make_rows(12, seed=5), AdapterTraining(batch_rows=3, epochs=2, seed=5)))
     outcome = train(model, tasks, RunSettings(save_every=1), checkpoints=folder, resume=True, **options)
     if outcome.interrupted:
         return None
-    return {f"{name}.{key}": value for name in "bcs" for key, value in weights(model, name).items()}
+    return {f"{name}.{key}": value for name in "bcspv" for key, value in weights(model, name).items()}
 
 
 def test_stopped_after_every_round(words: PreTrainedTokenizerBase, template: ChatTemplate, tmp_path: Path) -> None:

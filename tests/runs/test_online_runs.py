@@ -75,6 +75,21 @@ def test_a_run_beside_instruction_tuning(tmp_path: Path) -> None:
     assert (folder.adapters / "policy").is_dir()
 
 
+def test_ppo_has_a_value_adapter_of_its_own(tmp_path: Path) -> None:
+    objective = {"type": "ppo", "value": "critic", "passes": 2}
+    recipe = online_recipe(tmp_path, objective, {"critic": {"objective": "value"}, "policy": {}})
+    folder = carry_out(recipe, tmp_path / "run")
+    lines = read_metrics(folder.metrics)
+    assert [line["adapter"] for line in lines if line["kind"] == "step"] == ["critic", "policy"] * 2
+    assert all("value_error" in line for line in lines if line["kind"] == "step" and line["adapter"] == "critic")
+    assert (folder.adapters / "critic").is_dir()
+    adapters = {"policy": {}, "lone": {"objective": "value"}}
+    with pytest.raises(RecipeError) as caught:
+        online_recipe(tmp_path, objective, adapters)
+    assert "no adapter with objective: value 'critic'" in str(caught.value)
+    assert "no ppo adapter says value: lone" in str(caught.value)
+
+
 def test_a_plan_knows_the_largest_shape(tmp_path: Path) -> None:
     recipe = online_recipe(tmp_path, {"type": "rloo", "group": 2}, {"policy": {"batch_rows": 4}})
     run = set_up(recipe)
