@@ -117,8 +117,8 @@ class ObjectiveSettings(BaseModel):
     )
     rewards: Annotated[dict[str, RewardSettings], Field(min_length=1)] | None = Field(
         None,
-        description="grpo, rloo, reinforce, ppo: what answers are worth, by name: {right: {python: 'rewards.py:right'}}. "
-        "Several are added up by their weights, and logged each.",
+        description="grpo, rloo, reinforce, ppo: what answers are worth, by name: {right: {python: "
+        "'rewards.py:right'}}. Several are added up by their weights, and logged each.",
     )
     group: Annotated[int, Field(ge=1)] | None = Field(
         None, description="grpo, rloo, reinforce, ppo: answers to each prompt. Left out: 8, for reinforce and ppo 1."
