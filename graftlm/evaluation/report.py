@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from markupsafe import Markup
 from graftlm.base.files import disk_errors, write_text
 from graftlm.evaluation import charts, wording
 from graftlm.evaluation.charts import Axis, Curve, Plot
+from graftlm.evaluation.phase_charts import PhaseCurve, phase_curves, reward_sentence
 from graftlm.evaluation.rank_charts import RankCurve, RankMap, RankScore, rank_curve, rank_map
 from graftlm.evaluation.statistics import Change, Interval, Score
 from graftlm.evaluation.verdicts import Verdict, judge
@@ -51,6 +52,7 @@ class AdapterReport:
     ``train_loss`` (step, loss), ``held_out`` (step, loss, share of exact answers) with step 0 before training,
     ``before`` and ``after`` the scores of the same held-out rows. ``ranks``: what rank a method that chooses ranks
     left each matrix; ``by_rank``: held-out scores of an adapter that serves at several ranks.
+    ``phases``: of a policy, the numbers of each phase of answers, with its ``step``.
     """
 
     name: str
@@ -71,6 +73,7 @@ class AdapterReport:
     examples: Sequence[Example] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
     by_rank: Sequence[RankScore] = ()
+    phases: Sequence[Mapping[str, float]] = ()
 
     @property
     def curve(self) -> Curve:
@@ -129,6 +132,7 @@ class Section:
     row_account: list[tuple[str, int, str]]
     ranks: RankMap | None
     by_rank: RankCurve | None
+    phases: tuple[PhaseCurve, ...] = ()
 
 
 def write_report(path: Path, report: RunReport) -> None:
@@ -175,6 +179,7 @@ def render(report: RunReport) -> str:
             _row_account(adapter.counts),
             rank_map(adapter.ranks),
             rank_curve(adapter.by_rank),
+            phase_curves(adapter.phases),
         )
         for (adapter, verdict), (_, axis) in zip(_verdicts(report), _with_axes(report), strict=True)
     ]
@@ -211,10 +216,14 @@ def page_environment() -> Environment:
 
 
 def _verdicts(report: RunReport) -> list[tuple[AdapterReport, Verdict]]:
-    return [
-        (a, judge(a.before, a.after, ended=a.ended, train_loss=a.train_loss, best_step=a.best_step))
-        for a in report.adapters
-    ]
+    return [(adapter, _verdict(adapter)) for adapter in report.adapters]
+
+
+def _verdict(a: AdapterReport) -> Verdict:
+    found = judge(a.before, a.after, ended=a.ended, train_loss=a.train_loss, best_step=a.best_step)
+    if not a.phases or found.kind != "not measured":
+        return found
+    return replace(found, sentence=reward_sentence(a.phases))  # the loss of a policy says nothing
 
 
 def _with_axes(report: RunReport) -> list[tuple[AdapterReport, Axis]]:

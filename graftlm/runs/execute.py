@@ -326,6 +326,7 @@ def _report(run: PreparedRun, folder: RunFolder, measured: _Measured, examples: 
                 examples=examples[name],
                 ranks=dict(progress.adapter.ranks or {}),
                 by_rank=measured.by_rank.get(name, ()),
+                phases=[line for line in own if line["kind"] == "phase" and "reward" in line],
             )
         )
     return RunReport(

@@ -88,8 +88,8 @@ class ObjectiveSettings(BaseModel):
 
     type: ObjectiveType = Field(
         description="sft (instruction tuning), reward (a head that scores answers), dpo, kto, orpo or simpo (from "
-        "preferences), grpo, rloo, reinforce or ppo (from rewards of answers that the adapter draws), or value (what is "
-        "still to come of a ppo adapter's reward).",
+        "preferences), grpo, rloo, reinforce or ppo (from rewards of answers that the adapter draws), or value (what "
+        "is still to come of a ppo adapter's reward).",
     )
     beta: Annotated[float, Field(gt=0)] | None = Field(
         None,

@@ -71,7 +71,10 @@ def test_a_run_beside_instruction_tuning(tmp_path: Path) -> None:
     assert phases[0]["reward"] == pytest.approx(total)
     assert phases[0]["kl"] == 0.0
     assert phases[0]["samples"][0]["answer"]
-    assert folder.report.exists()
+    page = folder.report.read_text(encoding="utf-8")
+    assert "Rewards while training" in page
+    assert page.count("answers it learnt from") == 3
+    assert f"reward {phases[0]['reward']:.3g} → {phases[1]['reward']:.3g}" in page
     assert (folder.adapters / "policy").is_dir()
 
 
