@@ -51,7 +51,8 @@ class AdapterReport:
     ``counts`` is the row account of its data (``RowCounts.to_dict()``), ``ended`` why training stopped and a detail,
     ``train_loss`` (step, loss), ``held_out`` (step, loss, share of exact answers) with step 0 before training,
     ``before`` and ``after`` the scores of the same held-out rows. ``ranks``: what rank a method that chooses ranks
-    left each matrix; ``by_rank``: held-out scores of an adapter that serves at several ranks.
+    left each matrix; ``by_rank``: held-out scores of an adapter that serves at several ranks. ``right``: what a row is
+    that is right; ``notes``: sentences to stand below the curve.
     ``phases``: of a policy, the numbers of each phase of answers, with its ``step``.
     """
 
@@ -74,6 +75,8 @@ class AdapterReport:
     ranks: Mapping[str, int] = field(default_factory=dict)
     by_rank: Sequence[RankScore] = ()
     phases: Sequence[Mapping[str, float]] = ()
+    right: str = "exact answers"
+    notes: Sequence[str] = ()
 
     @property
     def curve(self) -> Curve:
@@ -220,7 +223,7 @@ def _verdicts(report: RunReport) -> list[tuple[AdapterReport, Verdict]]:
 
 
 def _verdict(a: AdapterReport) -> Verdict:
-    found = judge(a.before, a.after, ended=a.ended, train_loss=a.train_loss, best_step=a.best_step)
+    found = judge(a.before, a.after, ended=a.ended, train_loss=a.train_loss, best_step=a.best_step, right=a.right)
     if not a.phases or found.kind != "not measured":
         return found
     return replace(found, sentence=reward_sentence(a.phases))  # the loss of a policy says nothing

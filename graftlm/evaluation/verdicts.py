@@ -44,6 +44,7 @@ def judge(
     ended: tuple[str, str] = ("finished", ""),
     train_loss: Sequence[tuple[int, float]] = (),
     best_step: int = 0,
+    right: str = "exact answers",
 ) -> Verdict:
     """Compare the scores of the same held-out rows before and after training.
 
@@ -51,6 +52,7 @@ def judge(
         ended: why training stopped ("finished", "early stop", "diverged") and a detail.
         train_loss: (step, loss) of the training steps, told where there are no held-out rows.
         best_step: the step whose parameters were kept.
+        right: what a row is that is right.
     Raises:
         ValueError: the two lists do not score the same rows.
     """
@@ -63,7 +65,7 @@ def judge(
     loss, accuracy = loss_change(before, after), accuracy_change(before, after)
     broken = diverged or not math.isfinite(loss.after)
     kind: Kind = "diverged" if broken else _kind(accuracy, loss)
-    sentence = _comparison(accuracy, loss)
+    sentence = _comparison(accuracy, loss, right)
     if broken:
         kept = f"The state of step {best_step:,} was kept; {sentence}"
         if not math.isfinite(loss.after):
@@ -92,10 +94,10 @@ def _kind(accuracy: Change, loss: Change) -> Kind:
     return "worse" if any(harms) else "no gain found"
 
 
-def _comparison(accuracy: Change, loss: Change) -> str:
+def _comparison(accuracy: Change, loss: Change, right: str) -> str:
     decimals = wording.loss_decimals(loss)
     points, nats = wording.share_pair(accuracy), wording.loss_pair(loss, decimals)
-    exact = f"exact answers {wording.share(accuracy.before)} → {wording.share(accuracy.after)}"
+    exact = f"{right} {wording.share(accuracy.before)} → {wording.share(accuracy.after)}"
     if abs(loss.value) >= 0.05:  # a sentence reads better with two decimals, where they tell before from after
         decimals = min(decimals, 2)
     losses = f"loss {wording.loss(loss.before, decimals)} → {wording.loss(loss.after, decimals)}"

@@ -15,6 +15,7 @@ from graftlm.data.instances import Instance
 from graftlm.data.splits import chosen_to_hold_out
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
+from graftlm.objectives.sft import SFT
 from graftlm.recipe import AdapterRecipe, Recipe, load_recipe
 from graftlm.runs.data import SplitData
 from graftlm.runs.folder import RunFolder
@@ -135,6 +136,7 @@ def enter_runs(folders: Sequence[RunFolder], say: Say = lambda _line: None) -> l
         run = set_up(recipe, say if model is None else lambda _line: None, model=model)
         model = run.model
         for task in run.tasks:
+            _check_objective(task)
             _check_held_out(task.adapter, run.held_out[task.adapter])
             model.remove(task.adapter)
         for task in run.tasks:
@@ -146,6 +148,15 @@ def enter_runs(folders: Sequence[RunFolder], say: Say = lambda _line: None) -> l
             template = run.templates[task.adapter]
             entrants.append(Entrant(replace(task, adapter=name), own, run, name, place, head, template))
     return entrants
+
+
+def _check_objective(task: Task) -> None:
+    """Refuse adapters that learnt preferences: their held-out rows are groups of answers, and not one right answer."""
+    if not isinstance(task.objective, SFT):
+        raise UserError(
+            f"'{task.adapter}' was trained by the objective {task.objective.name}, whose rows have no one right answer",
+            hint="Its accuracy on held-out preferences is in run.json and in the report of its run.",
+        )
 
 
 def groups(entrants: Sequence[Entrant]) -> dict[str, dict[float, list[Entrant]]]:

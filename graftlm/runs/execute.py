@@ -25,6 +25,7 @@ from graftlm.generation.engine import Engine
 from graftlm.generation.requests import Request, SamplingSettings
 from graftlm.runs.folder import RunFolder
 from graftlm.runs.preferences import (
+    criteria_notes,
     group_scores,
     is_preference,
     preference_result,
@@ -327,6 +328,8 @@ def _report(run: PreparedRun, folder: RunFolder, measured: _Measured, examples: 
                 ranks=dict(progress.adapter.ranks or {}),
                 by_rank=measured.by_rank.get(name, ()),
                 phases=[line for line in own if line["kind"] == "phase" and "reward" in line],
+                right="preferences right" if is_preference(progress.task) else "exact answers",
+                notes=criteria_notes(measured.preferred[name]),
             )
         )
     return RunReport(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from graftlm.adapters.heads import RewardHead
 from graftlm.data.batches import EncodedRow
 from graftlm.data.judged import Judgement, compared
 from graftlm.errors import UserError
+from graftlm.objectives.desirable import KTO
 from graftlm.objectives.reward import reward_scale
 from graftlm.objectives.sft import SFT
 from graftlm.runs.setup import PreparedRun
@@ -19,7 +20,7 @@ from graftlm.training.forward import RoutedRow, RowScore, score_rows
 from graftlm.training.measures import evaluation, measure
 from graftlm.training.task import Task
 
-SCALED_BY = 1024  # answers that the scale of rewards is taken from
+SCALED_BY = 512  # groups whose answers the scale of rewards is taken from, at most
 
 
 def is_preference(task: Task) -> bool:
@@ -60,7 +61,7 @@ def scores_before(run: PreparedRun, task: Task, scores: Sequence[RowScore]) -> l
         longer = _longer_is_better(task.rows, 0)
         rights = [_length_right(leader, 0, longer) for leader in task.held_out]
         return [RowScore(-math.log(2), 1, int((right or 0.0) > 0.5)) for right in rights]
-    if not task.objective.needs_reference:
+    if not task.objective.needs_reference or isinstance(task.objective, KTO):
         return group_scores(task, scores)
     found, start = [], 0
     for leader, group in zip(task.held_out, group_scores(task, scores), strict=True):
@@ -97,6 +98,21 @@ def preference_result(run: PreparedRun, task: Task, scores: Sequence[RowScore]) 
     return found
 
 
+def criteria_notes(result: Mapping[str, Any]) -> list[str]:
+    """A sentence on each criterion of a reward head, for people."""
+    notes = []
+    for name, found in result.get("criteria", {}).items():
+        if not found["groups"]:
+            notes.append(f"{name}: nothing was held out that is judged by it.")
+            continue
+        side = "longer" if found["longer_is_better"] else "shorter"
+        notes.append(
+            f"{name}: {found['accuracy']:.1%} of comparisons right in {found['groups']:,} held-out groups; taking the "
+            f"{side} answer gives {found['length']:.1%}, a coin 50%."
+        )
+    return notes
+
+
 def _length_right(leader: EncodedRow, criterion: int, longer: bool) -> float | None:
     """The share of a group's comparisons that the length of the answers gets right; None where there are none."""
     pairs = compared([row.judged or Judgement() for row in leader.group], criterion)
@@ -121,7 +137,7 @@ def set_reward_scales(run: PreparedRun, say: Callable[[str], None] = lambda _lin
         head = run.model.adapter(task.adapter).head
         if not isinstance(head, RewardHead) or task.source is not None:
             continue
-        leaders = task.rows[:: max(1, len(task.rows) * 2 // SCALED_BY)]
+        leaders = task.rows[:: -(-len(task.rows) // SCALED_BY)]
         rows = [RoutedRow(row, task.stack) for leader in leaders for row in leader.group]
         scores = score_rows(run.model, rows, run.recipe.training.micro_batch_tokens)
         try:

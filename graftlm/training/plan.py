@@ -92,7 +92,8 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
             if heaviest != largest:
                 _run(model, *shapes[heaviest])
             samples += [_run(model, *shapes[largest]), _run(model, *shapes[largest])]
-        evaluation_seconds = _evaluation(model, tasks, settings)
+        evaluation_seconds = _scoring(model, [row for task in tasks for row in task.held_out_rows()], settings)
+        once_seconds = _scoring(model, _scored_once(tasks), settings)
         peak = peak_memory(model.device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise UserError(
@@ -109,6 +110,7 @@ def plan(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> P
         + len(padded) * seconds_per_batch
         + len(rounds) * optimizer_seconds
         + evaluations * evaluation_seconds
+        + once_seconds
     )
     free = available_memory(model.device)
     tokens = sum(row.row.tokens for rows in rounds for row in rows)
@@ -198,9 +200,20 @@ def _optimizer_step(runs: list[Progress]) -> float:
     return time.perf_counter() - started
 
 
-def _evaluation(model: AdaptedModel, tasks: Sequence[Task], settings: RunSettings) -> float:
-    """Seconds of one evaluation of all held-out rows, from a sample of them."""
-    rows = [row for task in tasks for row in task.held_out_rows()]
+def _scored_once(tasks: Sequence[Task]) -> list[RoutedRow]:
+    """What is scored besides: every row under the reference, and at each step the rows that are not learnt."""
+    rows = []
+    for task in tasks:
+        if task.objective.needs_reference:
+            leaders = (*task.rows, *task.held_out)
+            rows += [RoutedRow(row, task.reference_stack) for leader in leaders for row in leader.group]
+        if any(row.mismatched for leader in task.rows for row in leader.group):
+            rows += [row for step in range(len(task.steps)) for row in task.step_rows(step) if row.row.mismatched]
+    return rows
+
+
+def _scoring(model: AdaptedModel, rows: list[RoutedRow], settings: RunSettings) -> float:
+    """Seconds of scoring some rows, from a sample of them."""
     if not rows:
         return 0.0
     sample = sorted(rows, key=lambda row: -row.row.tokens)[:: max(1, len(rows) // 32)]
