@@ -4,9 +4,9 @@
 
 The work: the randomly initialised Llama of ``sft_vs_trl.py``, the first 32 pairs of dpo_en.json, each row cut to
 1,024 tokens, one epoch in batches of 4 pairs, β 0.1, LoRA of rank 16 on all linear layers, AdamW, float32. Each
-contender runs in a process of its own. Timed is everything from the first forward to the last step: the reference's pass too,
-which graftlm makes once before training. Contenders take turns and the median over the repeats counts. "Cores" is CPU
-time over wall time: where it is well under the number of threads, something else had the machine.
+contender runs in a process of its own. Timed is everything from the first forward to the last step: the reference's
+pass too, which graftlm makes once before training. Contenders take turns and the median over the repeats counts.
+"Cores" is CPU time over wall time: where it is well under the number of threads, something else had the machine.
 """
 
 from __future__ import annotations
