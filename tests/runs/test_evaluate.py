@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from graftlm import AdaptedModel, LoRA
 from graftlm.cli.app import app
+from graftlm.cli.console import console
 from graftlm.errors import UserError
 from graftlm.evaluation.answering import Answering
 from graftlm.evaluation.evaluation import BASE, Evaluation
@@ -142,7 +143,10 @@ def test_every_name_of_a_task_leads_to_one(tmp_path: Path) -> None:
         find_tasks([], ["fr"])
 
 
-def test_written_answers_side_by_side(adapters: Path, tasks: Path, tmp_path: Path) -> None:
+def test_written_answers_side_by_side(
+    adapters: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 10_000)  # as into a pipe; pytest-xdist sets COLUMNS
     (tasks / "write.yaml").write_text(
         "kind: generate\npath: rows.jsonl\nprompt: '{{ q }}'\nanswer: '{{ a }}'\nmax_tokens: 3\n"
     )

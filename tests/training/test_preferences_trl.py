@@ -16,13 +16,14 @@ from graftlm.training.loop import gradient_norm
 from graftlm.training.settings import AdapterTraining, RunSettings
 from graftlm.training.task import Task
 from tests.families import make_base
-from tests.objectives.test_trl import peer
 from tests.training.preferred import make_groups, preference_task
 from tests.training.test_reference import peft_weights
 from tests.training.work import model_with, run, weights
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("trl", minversion="1.16")
+
+from tests.objectives.test_trl import peer  # noqa: E402  (that file needs trl to be imported)
 
 
 class WithLogProbs:
