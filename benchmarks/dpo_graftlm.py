@@ -1,4 +1,7 @@
-"""graftlm's side of ``dpo_vs_trl.py``: run by the driver as ``dpo_graftlm.py WORK.json``; defaults throughout."""
+"""graftlm's side of ``dpo_vs_trl.py``: run by the driver as ``dpo_graftlm.py TOKENS WORK.json``.
+
+All is as it comes; TOKENS are those of a micro-batch, 4,096 by default.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,12 @@ def encoded(pair: Pair, number: int) -> EncodedRow:
     return replace(better, beside=(worse,))
 
 
-def run_graftlm(work: Work) -> dict[str, Any]:
+def run_graftlm(work: Work, micro_batch_tokens: int) -> dict[str, Any]:
     """Train one adapter on the pairs; time from the reference's pass to the last step's end."""
     from graftlm.training.events import RoundDone, Stepped
     from graftlm.training.loop import train
     from graftlm.training.objectives import build_objective
-    from graftlm.training.settings import AdapterTraining
+    from graftlm.training.settings import AdapterTraining, RunSettings
     from graftlm.training.task import Task
 
     model = graftlm.AdaptedModel(build_model(work.seed))
@@ -68,7 +71,8 @@ def run_graftlm(work: Work) -> dict[str, Any]:
             meter.stop()
 
     meter.start()
-    train(model, [Task("lora", rows, settings, (), build_objective(settings.objective))], watch=watch)
+    task = Task("lora", rows, settings, (), build_objective(settings.objective))
+    train(model, [task], RunSettings(micro_batch_tokens=micro_batch_tokens), watch=watch)
     return meter.result() | {
         "processed_tokens": counter.tokens,
         "first_loss": losses[0],
@@ -77,4 +81,4 @@ def run_graftlm(work: Work) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print_result(run_graftlm(Work.read(sys.argv[1])))
+    print_result(run_graftlm(Work.read(sys.argv[2]), int(sys.argv[1])))
