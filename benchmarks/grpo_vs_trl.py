@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from _measure import REPOSITORY, Failure, Table, machine_line, medians, run_child
-from sft_vs_trl import KEEP_LARGE_BLOCKS, Contender, failed, gigabytes, read_examples, say
+from _measure import REPOSITORY, Failure, Table, machine_line
+from sft_vs_trl import KEEP_LARGE_BLOCKS, Contender, gigabytes, print_failures, read_examples, say, take_turns
 
 PROMPTS, GROUP, ANSWER_TOKENS = 2, 8, 64
 EPISODES = PROMPTS * GROUP
@@ -128,30 +128,20 @@ def main() -> int:
     machine = machine_line(options.threads)
     amount = f"{work.steps} steps of {EPISODES} episodes, {ANSWER_TOKENS} tokens at most"
     say(f"{machine}\n{amount}")
-    runs: dict[str, list[Any]] = {name: [] for name in options.contenders}
     with tempfile.TemporaryDirectory() as folder:
         work_file = Path(folder, "work.json")
         work.write(work_file)
-        for repeat in range(options.repeats):
-            for name, found in runs.items():
-                if failed(found):
-                    continue
-                contender = CONTENDERS[name]
-                load = os.getloadavg()[0]
-                arguments = [*contender.arguments, str(work_file)]
-                run = run_child(contender.script, arguments, threads=options.threads, environment=contender.environment)
-                found.append(run)
-                told = (
-                    run.reason if isinstance(run, Failure) else f"{work.timed_episodes / run['seconds']:.2f} episodes/s"
-                )
-                say(f"[{repeat + 1}/{options.repeats}] {name}: {told}; load before it {load:.1f}")
-    results = {name: failed(found) or medians(found) for name, found in runs.items()}
+        results = take_turns(
+            CONTENDERS,
+            options.contenders,
+            work_file,
+            repeats=options.repeats,
+            threads=options.threads,
+            told=lambda run: f"{work.timed_episodes / run['seconds']:.2f} episodes/s",
+        )
     report(work, results, options.repeats).print()
     print(f"{machine}\n{amount}")
-    failures = {name: result.reason for name, result in results.items() if isinstance(result, Failure)}
-    for name, reason in failures.items():
-        print(f"{name} failed: {reason}")
-    return 1 if failures else 0
+    return print_failures(results)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,6 +242,43 @@ def flops_now(shapes_file: Path, threads: int) -> float:
 
 def failed(runs: list[Any]) -> Failure | None:
     return next((run for run in runs if isinstance(run, Failure)), None)
+
+
+def take_turns(
+    contenders: Mapping[str, Contender],
+    names: Sequence[str],
+    work_file: Path,
+    *,
+    repeats: int,
+    threads: int,
+    told: Callable[[dict[str, Any]], str],
+) -> dict[str, Any]:
+    """Run contenders in turn, each in a process of its own; one that failed is not run again.
+
+    Returns:
+        by name the medians of its runs, or its failure.
+    """
+    runs: dict[str, list[Any]] = {name: [] for name in names}
+    for repeat in range(repeats):
+        for name, found in runs.items():
+            if failed(found):
+                continue
+            contender = contenders[name]
+            arguments = [*contender.arguments, str(work_file)]
+            load = os.getloadavg()[0]
+            run = run_child(contender.script, arguments, threads=threads, environment=contender.environment)
+            found.append(run)
+            outcome = run.reason if isinstance(run, Failure) else told(run)
+            say(f"[{repeat + 1}/{repeats}] {name}: {outcome}; load before it {load:.1f}")
+    return {name: failed(found) or medians(found) for name, found in runs.items()}
+
+
+def print_failures(results: Mapping[str, Any]) -> int:
+    """Print who failed and why; the exit status."""
+    failures = {name: result.reason for name, result in results.items() if isinstance(result, Failure)}
+    for name, reason in failures.items():
+        print(f"{name} failed: {reason}")
+    return 1 if failures else 0
 
 
 def outcome_line(run: dict[str, Any] | Failure, work: Work) -> str:
