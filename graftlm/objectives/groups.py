@@ -45,7 +45,7 @@ def comparisons(scores: RowScores, criterion: int = 0) -> Comparisons:
         better += [start + one for one, _ in pairs]
         worse += [start + other for _, other in pairs]
         margins += [judged[other].margin for _, other in pairs]
-        shares += [1 / len(pairs)] * len(pairs)
+        shares += [1 / len(pairs) for _ in pairs]
     device, dtype = scores.log_probs.device, scores.log_probs.dtype
     return Comparisons(
         torch.tensor(better, dtype=torch.int64, device=device),
