@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graftlm.data.instances import Instance
+from graftlm.data.instances import Instance, Verdict
 from graftlm.data.verdicts import margin_of, overall
 
 
@@ -61,10 +61,7 @@ def single_answers(instance: Instance) -> list[Answer]:
     labels = [verdict for verdict in instance.verdicts if verdict.kind == "labels"]
     good: list[bool | None] = [None] * count
     if labels:
-        for number in range(count):
-            said = [value for verdict in labels if (value := verdict.values[number]) is not None]
-            mean = sum(said) / len(said) if said else 0.5
-            good[number] = None if mean == 0.5 else mean > 0.5
+        good = _found_good(labels, count)
     else:
         ranks = [rank for rank in _ranks(instance, "", alone=True) if not math.isnan(rank)]
         if len(set(ranks)) > 1:
@@ -77,11 +74,35 @@ def single_answers(instance: Instance) -> list[Answer]:
     ]
 
 
+def labels_of(instance: Instance, criterion: str, *, alone: bool) -> list[bool | None]:
+    """Whether each answer was found good by a criterion, by most annotators; None where that is not known.
+
+    None for all where answers were ranked or rated. ``alone``: as in :func:`answers_of` with a single criterion.
+    """
+    count, used = len(instance.answers), _said(instance, criterion, alone=alone)
+    if any(verdict.kind != "labels" for verdict in used):
+        return [None] * count
+    return _found_good(used, count)
+
+
+def _found_good(labels: Sequence[Verdict], count: int) -> list[bool | None]:
+    """What most annotators say of each answer; None where nobody does, or as many say the other."""
+    found: list[bool | None] = []
+    for number in range(count):
+        balance = sum(2 * value - 1 for verdict in labels if (value := verdict.values[number]) is not None)
+        found.append(None if balance == 0 else balance > 0)
+    return found
+
+
+def _said(instance: Instance, criterion: str, *, alone: bool) -> list[Verdict]:
+    """What was said by a criterion; where it stands alone and nothing was, whatever was said."""
+    own = [verdict for verdict in instance.verdicts if verdict.criterion == criterion and criterion]
+    return own or (list(instance.verdicts) if alone else [])
+
+
 def _ranks(instance: Instance, criterion: str, *, alone: bool) -> list[float]:
     """The ranks of all answers by a criterion, NaN where one was not judged."""
-    count = len(instance.answers)
-    own = [verdict for verdict in instance.verdicts if verdict.criterion == criterion and criterion]
-    used = own or (list(instance.verdicts) if alone else [])
+    count, used = len(instance.answers), _said(instance, criterion, alone=alone)
     if not used and alone and not instance.verdicts and count > 1:
         return [float(number) for number in range(count)]
     scores = overall(used, count) or [-math.inf] * count

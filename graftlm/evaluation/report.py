@@ -20,10 +20,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from graftlm.base.files import disk_errors, write_text
-from graftlm.evaluation import charts, wording
+from graftlm.evaluation import charts, reward_charts, wording
 from graftlm.evaluation.charts import Axis, Curve, Plot
 from graftlm.evaluation.phase_charts import PhaseCurve, phase_curves, reward_sentence
 from graftlm.evaluation.rank_charts import RankCurve, RankMap, RankScore, rank_curve, rank_map
+from graftlm.evaluation.reward_charts import RewardRow, reward_rows
+from graftlm.evaluation.reward_quality import RewardQuality
 from graftlm.evaluation.statistics import Change, Interval, Score
 from graftlm.evaluation.verdicts import Verdict, judge
 
@@ -53,7 +55,8 @@ class AdapterReport:
     ``before`` and ``after`` the scores of the same held-out rows. ``ranks``: what rank a method that chooses ranks
     left each matrix; ``by_rank``: held-out scores of an adapter that serves at several ranks. ``right``: what a row is
     that is right; ``notes``: sentences to stand below the curve.
-    ``phases``: of a policy, the numbers of each phase of answers, with its ``step``.
+    ``phases``: of a policy, the numbers of each phase of answers, with its ``step``. ``rewards``: what each
+    criterion of a reward head is worth.
     """
 
     name: str
@@ -77,6 +80,7 @@ class AdapterReport:
     phases: Sequence[Mapping[str, float]] = ()
     right: str = "exact answers"
     notes: Sequence[str] = ()
+    rewards: Sequence[RewardQuality] = ()
 
     @property
     def curve(self) -> Curve:
@@ -136,6 +140,7 @@ class Section:
     ranks: RankMap | None
     by_rank: RankCurve | None
     phases: tuple[PhaseCurve, ...] = ()
+    rewards: tuple[RewardRow, ...] = ()
 
 
 def write_report(path: Path, report: RunReport) -> None:
@@ -183,6 +188,7 @@ def render(report: RunReport) -> str:
             rank_map(adapter.ranks),
             rank_curve(adapter.by_rank),
             phase_curves(adapter.phases),
+            reward_rows(adapter.rewards),
         )
         for (adapter, verdict), (_, axis) in zip(_verdicts(report), _with_axes(report), strict=True)
     ]
@@ -199,6 +205,9 @@ def render(report: RunReport) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         shown=SHOWN_EXAMPLES,
+        reward_columns=reward_charts.COLUMNS,
+        sure_axis=reward_charts.SURE,
+        right_axis=reward_charts.RIGHT,
         w=wording,
     )
     # Data may hold half of a surrogate pair (JSON allows it), which UTF-8 cannot.

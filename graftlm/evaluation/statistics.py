@@ -109,6 +109,50 @@ def wilson_interval(successes: int, trials: int, *, level: float = LEVEL) -> Int
     return Interval(successes / trials, float(result.low), float(result.high))
 
 
+def clustered_share(sums: Sequence[float], sizes: Sequence[float], trials: int, *, level: float = LEVEL) -> Interval:
+    """A share whose parts hang together in clusters, and its Wilson interval for fewer trials that do not.
+
+    Their number is what would give the share the variance that the clusters give it (Korn and Graubard 1998; with
+    Wilson's interval Dean and Pagano 2015): of clusters of one trial it is the number of clusters.
+
+    Args:
+        sums: what is right of each cluster.
+        sizes: out of how much.
+        trials: how many there are in all, which is the most that it is taken for.
+    """
+    right, size = np.asarray(sums, np.float64), np.asarray(sizes, np.float64)
+    if not size.sum():
+        return Interval(math.nan, math.nan, math.nan)
+    share = float(right.sum() / size.sum())
+    variance = float(((right - share * size) ** 2).sum() / size.sum() ** 2)
+    if not 0 < share < 1:
+        number = float(len(size))
+    else:
+        number = min(float(trials), share * (1 - share) / variance) if variance > 0 else float(trials)
+    z = float(stats.norm.isf((1 - level) / 2))
+    middle = (share + z * z / (2 * number)) / (1 + z * z / number)
+    half = z / (1 + z * z / number) * math.sqrt(share * (1 - share) / number + (z / (2 * number)) ** 2)
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def clustered_mean(sums: Sequence[float], sizes: Sequence[float], *, level: float = LEVEL) -> Interval:
+    """The mean of something that hangs together in clusters, with Student's interval over the clusters.
+
+    Args:
+        sums: what each cluster adds.
+        sizes: how much of it there is.
+    """
+    added, size = np.asarray(sums, np.float64), np.asarray(sizes, np.float64)
+    if not size.sum():
+        return Interval(math.nan, math.nan, math.nan)
+    mean, clusters = float(added.sum() / size.sum()), len(size)
+    if clusters < 2:
+        return Interval(mean, math.nan, math.nan)
+    variance = float(((added - mean * size) ** 2).sum() / size.sum() ** 2) * clusters / (clusters - 1)
+    half = float(stats.t.isf((1 - level) / 2, clusters - 1)) * math.sqrt(variance)
+    return Interval(mean, mean - half, mean + half)
+
+
 def accuracy_change(before: Sequence[Score], after: Sequence[Score], *, level: float = LEVEL) -> Change:
     """The change of the share of exact answers between two scorings of the same rows, from −1 to 1."""
     if len(before) != len(after):

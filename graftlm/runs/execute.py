@@ -21,6 +21,7 @@ from graftlm.data.templates import ChatTemplate
 from graftlm.evaluation.frequency import frequency_scores
 from graftlm.evaluation.rank_charts import RankScore
 from graftlm.evaluation.report import AdapterReport, Example, RunReport, write_report
+from graftlm.evaluation.reward_quality import RewardQuality
 from graftlm.generation.engine import Engine
 from graftlm.generation.requests import Request, SamplingSettings
 from graftlm.runs.folder import RunFolder
@@ -29,6 +30,7 @@ from graftlm.runs.preferences import (
     group_scores,
     is_preference,
     preference_result,
+    reward_qualities,
     scores_before,
     set_reward_scales,
 )
@@ -59,6 +61,7 @@ class _Measured:
     after: dict[str, list[RowScore]]
     by_rank: dict[str, list[RankScore]]
     preferred: dict[str, dict[str, Any]]
+    worth: dict[str, list[RewardQuality]]
 
     @property
     def padding_share(self) -> float:
@@ -125,14 +128,18 @@ def execute(
         return RunResult(outcome, None)
     run = replace(run, tasks=tuple(progress.task for progress in outcome.progress.values()))  # with their references
     say("scoring held-out rows with the bare base and each adapter")
-    set_reward_scales(run, say)
+    reference = set_reward_scales(run, say)
     before, after = _scores_before(run), _scores(run, run.tasks, lambda task: task.stack)
-    preferred = {task.adapter: preference_result(run, task, after[task.adapter]) for task in run.tasks}
+    worth = {
+        task.adapter: reward_qualities(run, task, after[task.adapter], reference.get(task.adapter, {}))
+        for task in run.tasks
+    }
+    preferred = {task.adapter: preference_result(task, after[task.adapter], worth[task.adapter]) for task in run.tasks}
     for task in run.tasks:
         if is_preference(task):  # a row of the report is then a group
             name = task.adapter
             before[name], after[name] = scores_before(run, task, before[name]), group_scores(task, after[name])
-    measured = _Measured(outcome, plan, seconds, peak, before, after, _scores_by_rank(run), preferred)
+    measured = _Measured(outcome, plan, seconds, peak, before, after, _scores_by_rank(run), preferred, worth)
     records = training_records(run)
     for name in outcome.progress:
         summary, run.model.adapter(name).trained_on = records[name]
@@ -329,7 +336,8 @@ def _report(run: PreparedRun, folder: RunFolder, measured: _Measured, examples: 
                 by_rank=measured.by_rank.get(name, ()),
                 phases=[line for line in own if line["kind"] == "phase" and "reward" in line],
                 right="preferences right" if is_preference(progress.task) else "exact answers",
-                notes=criteria_notes(measured.preferred[name]),
+                notes=criteria_notes(run, progress.task, measured.worth[name]),
+                rewards=measured.worth[name],
             )
         )
     return RunReport(

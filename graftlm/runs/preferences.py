@@ -10,8 +10,16 @@ import torch
 
 from graftlm.adapters.heads import RewardHead
 from graftlm.data.batches import EncodedRow
-from graftlm.data.judged import Judgement, compared
+from graftlm.data.judged import Judgement, compared, labels_of
+from graftlm.data.splits import alike
 from graftlm.errors import UserError
+from graftlm.evaluation.reward_quality import (
+    JudgedGroup,
+    RewardQuality,
+    length_right,
+    longer_is_better,
+    reward_quality,
+)
 from graftlm.objectives.desirable import KTO
 from graftlm.objectives.reward import reward_scale
 from graftlm.objectives.sft import SFT
@@ -35,10 +43,8 @@ def group_scores(task: Task, scores: Sequence[RowScore]) -> list[RowScore]:
     """
     rows = [row for leader in task.held_out for row in leader.group]
     log_ratios = [s.log_prob - (r.reference or 0.0) for r, s in zip(rows, scores, strict=True) if r.mismatched]
-    found, start = [], 0
-    for leader in task.held_out:
-        own = scores[start : start + len(leader.group)]
-        start += len(leader.group)
+    found = []
+    for leader, own in zip(task.held_out, _by_group(task.held_out, scores), strict=True):
         values = [
             torch.tensor(score.rewards or (score.log_prob,), dtype=torch.float64)
             for row, score in zip(leader.group, own, strict=True)
@@ -52,97 +58,136 @@ def group_scores(task: Task, scores: Sequence[RowScore]) -> list[RowScore]:
 def scores_before(run: PreparedRun, task: Task, scores: Sequence[RowScore]) -> list[RowScore]:
     """What there is to beat: for a reward head the length of answers, else what is beneath the adapter.
 
-    Length: the longer answer is the better one, or the shorter one, whichever held among the rows to learn from; its
-    loss is that of equal rewards. With a reference the loss is that at the start, and a group is right where the base
-    itself finds the better answer likelier, a token.
+    Length: the longer answer is the better one, or the shorter one, whichever held among the rows to learn from, by
+    each criterion; its loss is that of equal rewards. With a reference the loss is that at the start, and a group is
+    right where the base itself finds the better answer likelier, a token.
     """
-    head = run.model.head_of(task.stack)
-    if head is not None and isinstance(run.model.adapter(head).head, RewardHead):
-        longer = _longer_is_better(task.rows, 0)
-        rights = [_length_right(leader, 0, longer) for leader in task.held_out]
-        return [RowScore(-math.log(2), 1, int((right or 0.0) > 0.5)) for right in rights]
+    criteria = _criteria(run, task)
+    if criteria:
+        by_group: list[list[float]] = [[] for _ in task.held_out]
+        for number in range(len(criteria)):
+            longer = longer_is_better(_judged(run, task, number, {}, held_out=False))
+            for found, judged in zip(by_group, _judged(run, task, number, {}, held_out=True), strict=True):
+                right = length_right(judged, longer)
+                found += [] if right is None else [right]
+        return [RowScore(-math.log(2) * len(each), 1, int(2 * sum(each) > len(each))) for each in by_group]
     if not task.objective.needs_reference or isinstance(task.objective, KTO):
         return group_scores(task, scores)
-    found, start = [], 0
-    for leader, group in zip(task.held_out, group_scores(task, scores), strict=True):
-        own = scores[start : start + len(leader.group)]
-        start += len(leader.group)
+    before = []
+    groups = zip(task.held_out, _by_group(task.held_out, scores), group_scores(task, scores), strict=True)
+    for leader, own, group in groups:
         pairs = compared([row.judged or Judgement() for row in leader.group])
-        right = [own[a].log_prob / own[a].tokens > own[b].log_prob / own[b].tokens for a, b in pairs]
-        found.append(RowScore(group.log_prob, 1, int(sum(right) * 2 > len(right))))
-    return found
+        ahead = [own[a].log_prob / own[a].tokens > own[b].log_prob / own[b].tokens for a, b in pairs]
+        before.append(RowScore(group.log_prob, 1, int(sum(ahead) * 2 > len(ahead))))
+    return before
 
 
-def preference_result(run: PreparedRun, task: Task, scores: Sequence[RowScore]) -> dict[str, Any]:
-    """Numbers of the held-out groups, and by criterion of a reward head the accuracy beside two baselines.
+def preference_result(task: Task, scores: Sequence[RowScore], qualities: Sequence[RewardQuality]) -> dict[str, Any]:
+    """Numbers of the held-out groups, and by criterion of a reward head what it is worth.
 
-    ``length``: the longer (or shorter) answer is the better one; ``coin``: what a constant reward gets. ``scores`` are
-    those of all rows. Empty where answers are learnt one by one, or nothing is held out.
+    ``scores`` are those of all rows. Empty where answers are learnt one by one, or nothing is held out.
     """
     if not is_preference(task) or not task.held_out:
         return {}
     loss, accuracy, numbers = evaluation(task, scores)
     found: dict[str, Any] = {"preferences": {"loss": loss, "accuracy": accuracy, **numbers}}
-    criteria = run.heads[task.adapter].criteria if task.adapter in run.heads else ()
-    for number, criterion in enumerate(criteria):
-        longer = _longer_is_better(task.rows, number)
-        rights = [r for leader in task.held_out if (r := _length_right(leader, number, longer)) is not None]
-        own = accuracy if len(criteria) == 1 else numbers.get(f"{criterion}_accuracy")
-        found.setdefault("criteria", {})[criterion] = {
-            "groups": len(rights),
-            "accuracy": own,
-            "length": sum(rights) / len(rights) if rights else None,
-            "coin": 0.5,
-            "longer_is_better": longer,
-        }
+    if qualities:
+        found["criteria"] = {each.criterion: each.to_dict() for each in qualities}
     return found
 
 
-def criteria_notes(result: Mapping[str, Any]) -> list[str]:
-    """A sentence on each criterion of a reward head, for people."""
-    notes = []
-    for name, found in result.get("criteria", {}).items():
-        if not found["groups"]:
-            notes.append(f"{name}: nothing was held out that is judged by it.")
-            continue
-        side = "longer" if found["longer_is_better"] else "shorter"
-        notes.append(
-            f"{name}: {found['accuracy']:.1%} of comparisons right in {found['groups']:,} held-out groups; taking the "
-            f"{side} answer gives {found['length']:.1%}, a coin 50%."
+def reward_qualities(
+    run: PreparedRun, task: Task, scores: Sequence[RowScore], reference: Mapping[int, Sequence[RowScore]]
+) -> list[RewardQuality]:
+    """What each criterion of a reward head is worth on the held-out groups; none of other adapters.
+
+    ``scores`` are those of the held-out rows, ``reference`` those of some learnt groups, by their numbers. A criterion
+    by which nothing was held out is left out.
+    """
+    found = []
+    own = _by_group(task.held_out, scores)
+    for number, criterion in enumerate(_criteria(run, task)):
+        held_out = _judged(run, task, number, dict(enumerate(own)), held_out=True)
+        learnt = _judged(run, task, number, {}, held_out=False)
+        scored = _judged(run, task, number, reference, held_out=False)
+        scored = [group for group in scored if group.rewards]
+        quality = reward_quality(criterion, held_out, learnt, scored)
+        if quality is not None:
+            found.append(quality)
+    return found
+
+
+def criteria_notes(run: PreparedRun, task: Task, qualities: Sequence[RewardQuality]) -> list[str]:
+    """A sentence on each criterion of a reward head by which nothing was held out."""
+    known = {each.criterion for each in qualities}
+    criteria = _criteria(run, task) if task.held_out else ()
+    return [f"{name}: nothing was held out that is judged by it." for name in criteria if name not in known]
+
+
+def _criteria(run: PreparedRun, task: Task) -> tuple[str, ...]:
+    """Those of the reward head that a task trains; none of a head beneath, or of another kind."""
+    head = run.heads.get(task.adapter)
+    trained = isinstance(run.model.adapter(task.adapter).head, RewardHead) and task.source is None
+    return head.criteria if trained and head is not None else ()
+
+
+def _by_group(leaders: Sequence[EncodedRow], scores: Sequence[RowScore]) -> list[Sequence[RowScore]]:
+    """The scores of all rows, group by group."""
+    found, start = [], 0
+    for leader in leaders:
+        found.append(scores[start : start + len(leader.group)])
+        start += len(leader.group)
+    return found
+
+
+def _judged(
+    run: PreparedRun, task: Task, number: int, scores: Mapping[int, Sequence[RowScore]], *, held_out: bool
+) -> list[JudgedGroup]:
+    """The groups of a task as one criterion has them; ``scores`` of the groups that were scored, by number."""
+    criteria = _criteria(run, task)
+    leaders = task.held_out if held_out else task.rows
+    instances = (
+        run.held_out[task.adapter]
+        if held_out
+        else [each for part in run.parts[task.adapter].values() for each in part.train.instances]
+    )
+    return [
+        JudgedGroup(
+            alike(instance),
+            compared([row.judged or Judgement() for row in leader.group], number),
+            [len(answer.strip()) for answer in instance.answers],
+            labels_of(instance, criteria[number], alone=len(criteria) == 1),
+            [score.rewards[number] for score in scores.get(place, ())],
         )
-    return notes
+        for place, (leader, instance) in enumerate(zip(leaders, instances, strict=True))
+    ]
 
 
-def _length_right(leader: EncodedRow, criterion: int, longer: bool) -> float | None:
-    """The share of a group's comparisons that the length of the answers gets right; None where there are none."""
-    pairs = compared([row.judged or Judgement() for row in leader.group], criterion)
-    if not pairs:
-        return None
-    lengths = [len(row.ids) if longer else -len(row.ids) for row in leader.group]
-    return sum((lengths[a] > lengths[b]) + 0.5 * (lengths[a] == lengths[b]) for a, b in pairs) / len(pairs)
-
-
-def _longer_is_better(leaders: Sequence[EncodedRow], criterion: int) -> bool:
-    rights = [right for leader in leaders if (right := _length_right(leader, criterion, True)) is not None]
-    return sum(rights) * 2 >= len(rights)
-
-
-def set_reward_scales(run: PreparedRun, say: Callable[[str], None] = lambda _line: None) -> None:
+def set_reward_scales(
+    run: PreparedRun, say: Callable[[str], None] = lambda _line: None
+) -> dict[str, dict[int, Sequence[RowScore]]]:
     """Give each reward head of the run the scale on which answers to its training prompts have mean 0 and variance 1.
 
     They are all answers, better and worse, of some groups that are spread evenly over the rows. Where all rewards are
     equal there is no such scale; ``say`` is told, and they stay as they come.
+
+    Returns:
+        The scores of those groups, by adapter and by the number of the group.
     """
+    found: dict[str, dict[int, Sequence[RowScore]]] = {}
     for task in run.tasks:
         head = run.model.adapter(task.adapter).head
         if not isinstance(head, RewardHead) or task.source is not None:
             continue
-        leaders = task.rows[:: -(-len(task.rows) // SCALED_BY)]
+        numbers = range(len(task.rows))[:: -(-len(task.rows) // SCALED_BY)]
+        leaders = [task.rows[number] for number in numbers]
         rows = [RoutedRow(row, task.stack) for leader in leaders for row in leader.group]
         scores = score_rows(run.model, rows, run.recipe.training.micro_batch_tokens)
+        found[task.adapter] = dict(zip(numbers, _by_group(leaders, scores), strict=True))
         try:
             scale = reward_scale(torch.tensor([score.rewards for score in scores], dtype=torch.float64))
         except UserError as error:
             say(f"adapter {task.adapter}: rewards stay as they come: {error.message}")
             continue
         head.set_scale(scale.mean, scale.deviation)
+    return found

@@ -20,6 +20,7 @@ from graftlm.evaluation.report import (
     summary_sentences,
     write_report,
 )
+from graftlm.evaluation.reward_quality import JudgedGroup, reward_quality
 from graftlm.evaluation.statistics import exact_share, mean_loss
 from graftlm.training.forward import RowScore
 from tests.evaluation.fake_run import Row, fake_run, with_divergence
@@ -97,6 +98,23 @@ def test_every_text_is_escaped(report: RunReport, tmp_path: Path) -> None:
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert page.text.count(HOSTILE) >= 15
     assert "49" not in page.text.replace(HOSTILE, "").split()  # {{ 7 * 7 }} was not run as a template
+
+
+def test_rewards_by_criterion(report: RunReport) -> None:
+    """The numbers of each criterion and its diagram: 75% sure and right, at the middle of 50 to 100% and at the top."""
+    rewards = [math.log(3), 0.0]
+    groups = [JudgedGroup(number, [(0, 1)], [9, 4], rewards=rewards) for number in range(4)]
+    quality = reward_quality(HOSTILE, groups, groups)
+    assert quality is not None
+    adapter = replace(report.adapters[0], rewards=[quality])
+    page = Page(render(replace(report, adapters=[adapter])))
+    for text in ("Rewards by criterion", "51.0 to 100.0; 4 groups", "the longer answer", "25.0 points", "r = +1.00"):
+        assert text in page.text
+    assert "75% sure, 100% right, 4 comparisons" in page.text
+    assert ("d", "M50.0 0.0h0") in page.attributes
+    assert HOSTILE in page.text
+    assert "img" not in page.tags
+    assert "Rewards by criterion" not in render(report)
 
 
 @pytest.mark.parametrize("hostile", [False, True])

@@ -9,6 +9,8 @@ import pytest
 
 from graftlm.evaluation.statistics import (
     accuracy_change,
+    clustered_mean,
+    clustered_share,
     exact_share,
     loss_change,
     loss_interval,
@@ -164,3 +166,36 @@ def test_different_rows_are_an_error() -> None:
         loss_change([Row(-1.0, 2, 0)], [])
     with pytest.raises(ValueError, match="different rows"):
         accuracy_change([Row(-1.0, 2, 0)], [])
+
+
+def test_a_share_of_clusters_of_one_is_wilsons() -> None:
+    found = clustered_share([1.0] * 7 + [0.0] * 3, [1.0] * 10, 10)
+    wilson = wilson_interval(7, 10)
+    assert (found.value, found.low, found.high) == pytest.approx((wilson.value, wilson.low, wilson.high))
+
+
+def test_a_share_of_clusters_by_hand() -> None:
+    """2 of 2, 0 of 2 and 3 of 4: 5/8; variance ((2 − 1.25)² + 1.25² + (3 − 2.5)²) / 64 = 0.0371, so 6.32 trials."""
+    trials = (5 / 8) * (3 / 8) / ((0.75**2 + 1.25**2 + 0.5**2) / 64)
+    assert trials == pytest.approx(6.3158, abs=1e-4)
+    found = clustered_share([2, 0, 3], [2, 2, 4], 8)
+    z2 = 1.959964**2
+    middle = (5 / 8 + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 * ((5 / 8) * (3 / 8) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
+    assert (found.low, found.high) == pytest.approx((middle - half, middle + half), abs=1e-6)
+
+
+def test_a_share_without_variance() -> None:
+    """All right: as many trials as clusters. All half right: as many as there are comparisons."""
+    ends, wilson = clustered_share([2, 2, 2], [2, 2, 2], 6), wilson_interval(3, 3)
+    assert (ends.low, ends.high) == pytest.approx((wilson.low, wilson.high))
+    half, wilson = clustered_share([1, 1, 1], [2, 2, 2], 6), wilson_interval(3, 6)
+    assert (half.low, half.high) == pytest.approx((wilson.low, wilson.high))
+    assert not clustered_share([], [], 0).known
+
+
+def test_a_mean_of_clusters() -> None:
+    found = clustered_mean([1.0, 3.0], [1, 1])
+    assert (found.value, found.low, found.high) == pytest.approx((2.0, 2 - 12.7062, 2 + 12.7062), abs=1e-4)
+    assert not clustered_mean([1.0], [2]).known
+    assert math.isnan(clustered_mean([], []).value)
