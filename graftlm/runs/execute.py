@@ -134,6 +134,9 @@ def execute(
         task.adapter: reward_qualities(run, task, after[task.adapter], reference.get(task.adapter, {}))
         for task in run.tasks
     }
+    for name, qualities in worth.items():
+        for each in qualities:
+            say(f"adapter {name}: {each.sentence}")
     preferred = {task.adapter: preference_result(task, after[task.adapter], worth[task.adapter]) for task in run.tasks}
     for task in run.tasks:
         if is_preference(task):  # a row of the report is then a group

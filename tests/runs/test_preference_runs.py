@@ -133,7 +133,10 @@ def by_criteria(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         data={"judged": {"path": str(place / "judged.jsonl"), "held_out": 9}},
         adapters={"both": {"method": "lora", "rank": 3, "objective": "reward", "head": head}},
     )
-    return carry_out(recipe, place / "out")
+    told: list[str] = []
+    folder = carry_out(recipe, place / "out", say=told.append)
+    assert [line.partition(":")[0] for line in told if "a constant reward 50%" in line] == ["adapter both"] * 2
+    return folder
 
 
 def test_rows_that_name_one_criterion_of_several(by_criteria: RunFolder) -> None:
