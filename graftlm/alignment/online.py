@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -40,7 +41,7 @@ class Policy:
     ``speaker``: as :func:`graftlm.alignment.make_policy` makes it, under the adapter's name. ``reference``: the stack
     that divergence is counted from, such as () for the bare base. ``value``: the stack of PPO's value adapter, whose
     source is :class:`Values`. ``identity``: what the rewards are, in words that
-    change where they do.
+    change where they do. ``texts``: plain texts, of which some are learnt at each step where the settings say so.
     """
 
     speaker: Speaker
@@ -50,6 +51,7 @@ class Policy:
     reference: Stack = ()
     identity: str = ""
     value: Stack | None = None
+    texts: tuple[EncodedRow, ...] = ()
     kind: str = "policy"
 
     @cached_property
@@ -74,6 +76,8 @@ class Policy:
         digest = hashlib.sha256(repr((self.settings, self.identity, self.reference)).encode())
         for prompt in self.prompts:
             digest.update(repr(prompt).encode("utf-8", "surrogatepass") + b"|")
+        for text in self.texts:
+            digest.update(array("q", text.ids).tobytes() + b"|")
         return digest.hexdigest()
 
     def epochs_after(self, step: int) -> float:
@@ -87,7 +91,8 @@ class Policy:
         row = EncodedRow([0] * (prompt + answer), [False] * prompt + [True] * answer, "a sketch", 1)
         if self.speaker.reads_source:
             row = EncodedRow([0] * (answer + 1), [False] + [True] * answer, "a sketch", 1, source_ids=[0] * prompt)
-        return [row] * math.ceil(self.settings.prompts * self.settings.group / self.settings.batches)
+        longest = sorted(self.texts, key=lambda text: -text.tokens)[: self.settings.texts]
+        return [row] * math.ceil(self.settings.prompts * self.settings.group / self.settings.batches) + longest
 
     def asked(self, phase: int) -> list[Prompt]:
         """The prompts of a phase (from 0): every epoch asks all of them once, in an order of its own."""
@@ -104,21 +109,23 @@ class Policy:
         """
         # A policy and its values learn the same answers; where one of them has ended, the other goes on with it.
         once = {_policy(turn).speaker.label: turn for turn in turns}
-        alike: dict[tuple[int, int, int], list[str]] = {}
+        alike: dict[tuple[int, int, float, int], list[str]] = {}
         for name, turn in once.items():
             own = _policy(turn).settings
-            alike.setdefault((own.group, own.max_new_tokens, turn.step // own.steps), []).append(name)
+            alike.setdefault((own.group, own.max_new_tokens, own.temperature, turn.step // own.steps), []).append(name)
         found: dict[str, Phase] = {}
         checkpointing, model.gradient_checkpointing = model.gradient_checkpointing, False
         try:
-            for (group, longest, phase), names in alike.items():
-                sampling = Sampling(n=group, max_new_tokens=longest)
+            for (group, longest, temperature, phase), names in alike.items():
+                sampling = Sampling(n=group, max_new_tokens=longest, temperature=temperature)
                 together = [once[name] for name in names]
                 found |= zip(names, _phases(model, together, sampling, phase, settings), strict=True)
         finally:
             model.gradient_checkpointing = checkpointing
         return [
-            phase if isinstance(turn.source, Policy) else replace(phase, measures={}, samples=(), concerns=())
+            _with_texts(turn.source, phase)
+            if isinstance(turn.source, Policy)
+            else replace(phase, measures={}, samples=(), concerns=())
             for turn in turns
             for phase in (found[_policy(turn).speaker.label],)
         ]
@@ -209,7 +216,7 @@ def _phase(turn: Turn, phase: int, rollouts: Rollouts, scores: Scores) -> Phase:
     compared = own.group > 1 or statistics.reward_std == 0.0  # a lone answer has nothing to be equal to
     return Phase(
         turn.step,
-        _rows(episodes),
+        _rows(episodes, own.temperature),
         _steps(policy, phase, len(episodes.rows)),
         state,
         {**_measures(statistics), "kl_coefficient": coefficient},
@@ -244,7 +251,7 @@ def _episodes(
     return episodes, baseline_.updated(penalised_answers(episodes, coefficient))
 
 
-def _rows(episodes: Episodes) -> tuple[EncodedRow, ...]:
+def _rows(episodes: Episodes, temperature: float) -> tuple[EncodedRow, ...]:
     """The answers with what the loss must know of each token."""
     empty: list[tuple[float, ...]] = [()] * len(episodes.rows)
 
@@ -266,7 +273,21 @@ def _rows(episodes: Episodes) -> tuple[EncodedRow, ...]:
         ),
         strict=True,
     )
-    return tuple(replace(row, sampled=Sampled(*known)) for row, known in zip(episodes.rows, parts, strict=True))
+    return tuple(
+        replace(row, sampled=replace(Sampled(*known), temperature=temperature))
+        for row, known in zip(episodes.rows, parts, strict=True)
+    )
+
+
+def _with_texts(policy: Policy, phase: Phase) -> Phase:
+    """The phase with the texts that each step learns beside its answers: drawn for the step, each once in it."""
+    number = min(policy.settings.texts, len(policy.texts))
+    rows, steps = list(phase.rows), []
+    for place, step in enumerate(phase.steps):
+        seed = mix_seed(policy.training.seed, policy.speaker.label, "pretraining", phase.first + place)
+        steps.append((*step, *range(len(rows), len(rows) + number)))
+        rows += random.Random(seed).sample(policy.texts, number)
+    return replace(phase, rows=tuple(rows), steps=tuple(steps))
 
 
 def _steps(policy: Policy, phase: int, rows: int) -> tuple[tuple[int, ...], ...]:

@@ -18,7 +18,14 @@ from graftlm.alignment.rollouts import Rollout, Rollouts
 from graftlm.errors import UserError
 from graftlm.objectives.estimates import entropy
 from graftlm.objectives.log_probs import Score, chunk_rows, token_log_probs
-from graftlm.training.forward import MicroBatch, RoutedRow, build_micro_batch, learnt_states, plan_micro_batches
+from graftlm.training.forward import (
+    MicroBatch,
+    RoutedRow,
+    build_micro_batch,
+    heated,
+    learnt_states,
+    plan_micro_batches,
+)
 from graftlm.training.virtual_rows import with_virtual_tokens
 
 #: By how much a token's log-probability may differ between rollout and scoring, by the precision of the base. In half
@@ -195,7 +202,7 @@ def token_outputs(
     Raises:
         UserError: a head has more outputs than one.
     """
-    hidden, score = learnt_states(model, batch), _heated(model.score, temperature)
+    hidden, score = learnt_states(model, batch), heated(model.score, temperature)
     counts = batch.padded.counts
     stops = torch.tensor(counts).cumsum(0).tolist()
     heads = [model.head_of(segment.stack) for segment in batch.routing.segments]
@@ -225,12 +232,6 @@ def token_outputs(
         for number, part, told in zip(own, parts, entropies, strict=True):
             outputs[number] = TokenOutput(part, told)
     return [output for output in outputs if output is not None]
-
-
-def _heated(score: Score, temperature: float) -> Score:
-    if temperature == 1.0:
-        return score
-    return lambda hidden, routing: score(hidden, routing) / temperature
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ class Sampled:
     ``log_probs``: under the policy that drew it, ``advantages``: how much better than expected. Empty where there is
     no such role: ``reference``, the log-probabilities under the reference; ``values`` before each token and
     ``returns``, what the values should have been.
+
+    ``temperature``: what the logits are divided by, in all of these and in the loss.
     """
 
     log_probs: tuple[float, ...]
@@ -19,3 +21,4 @@ class Sampled:
     reference: tuple[float, ...] = ()
     values: tuple[float, ...] = ()
     returns: tuple[float, ...] = ()
+    temperature: float = 1.0

@@ -35,7 +35,7 @@ from graftlm.recipe.schema import (
     folder_name,
     known_methods,
 )
-from graftlm.training.objective_settings import ObjectiveSettings, RewardSettings
+from graftlm.training.objective_settings import SHIPPED, ObjectiveSettings, PretrainingSettings, RewardSettings
 from graftlm.training.settings import AdapterTraining, RunSettings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -235,6 +235,7 @@ class _Parser:
             self.unknown((*path, "objective"), own["objective"], ObjectiveSettings.model_fields, {})
             own["objective"] = {k: v for k, v in own["objective"].items() if k in ObjectiveSettings.model_fields}
             self.rewards((*path, "objective", "rewards"), own["objective"])
+            self.pretraining((*path, "objective", "pretraining"), own["objective"])
         return own
 
     def rewards(self, path: KeyPath, objective: dict[str, Any]) -> None:
@@ -251,6 +252,17 @@ class _Parser:
             for key, locate in (("python", python_file), ("adapter", adapter_folder)):
                 if self.folder is not None and isinstance(entry.get(key), str):
                     made[name][key] = self.each((*path, name, key), (entry[key],), locate)[0]
+
+    def pretraining(self, path: KeyPath, objective: dict[str, Any]) -> None:
+        """Note unknown keys of the pretraining mix, and leave them out; its path becomes absolute, in place."""
+        entry = objective.get("pretraining")
+        if not isinstance(entry, dict):
+            return
+        self.unknown(path, entry, PretrainingSettings.model_fields, {})
+        objective["pretraining"] = made = {k: v for k, v in entry.items() if k in PretrainingSettings.model_fields}
+        named = made.get("data")
+        if self.folder is not None and isinstance(named, str) and named != SHIPPED:
+            made["data"] = self.each((*path, "data"), (named,), data_path)[0]
 
     def sweeps(self, entries: dict[str, Any]) -> dict[str, Any]:
         """The adapters, with one for each value where a learning rate or seed is a list: NAME-lr1e-3-s0."""

@@ -13,6 +13,7 @@ from graftlm.adapters.routing import Stack
 from graftlm.alignment.online import Policy, Values
 from graftlm.alignment.rewards import Reward, answered_reward, endpoint_reward, python_reward
 from graftlm.alignment.rollouts import Prompt, make_policy, prompts_of
+from graftlm.data.batches import EncodedRow
 from graftlm.data.instances import Instance
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
@@ -33,11 +34,13 @@ def policy_task(
     kept: Path | None,
     load: Callable[[Path], str],
     value: Stack | None = None,
+    texts: tuple[EncodedRow, ...] = (),
 ) -> Task:
     """The task of a policy whose adapter is in the model already.
 
     ``kept``: where answers of endpoints are kept; None is a folder of the moment. ``load`` loads a trained adapter
-    under a name of its own, frozen. ``value``: the stack of PPO's value adapter.
+    under a name of its own, frozen. ``value``: the stack of PPO's value adapter. ``texts`` are learnt beside
+    its answers.
 
     Raises:
         UserError: the adapter cannot be a policy, or a reward cannot be had.
@@ -53,6 +56,7 @@ def policy_task(
         under if adapter.init_from is None else (*under, load(Path(adapter.init_from))),
         repr((objective.rewards, adapter.init_from)),
         value,
+        texts,
     )
     return Task(name, (), training, objective=policy.settings.objective(), under=under, source=policy)
 

@@ -19,13 +19,15 @@ def training_records(run: PreparedRun) -> dict[str, tuple[dict[str, Any], bytes]
     made: dict[tuple[tuple[int, ...], str | None], tuple[dict[str, Any], bytes]] = {}
     records = {}
     for name, adapter in run.recipe.adapters.items():
-        splits = {key: run.parts[name][key].train for key in adapter.data}
-        place = (tuple(map(id, splits.values())), adapter.init_from)
+        splits = {key: (run.parts[name][key].train, run.files[key]) for key in adapter.data}
+        if name in run.texts:
+            splits["pretraining"] = (run.texts[name].data, run.texts[name].files)
+        place = (tuple(id(data) for data, _ in splits.values()), adapter.init_from)
         if place not in made:
             whole = TrainedOn()
-            for key, data in splits.items():
+            for data, files in splits.values():
                 if id(data) not in parts:
-                    parts[id(data)] = trained_on(data.instances, run.files[key])
+                    parts[id(data)] = trained_on(data.instances, files)
                 whole = whole.joined(parts[id(data)])
             if adapter.init_from is not None:
                 whole = whole.joined(read_trained(Path(adapter.init_from), stacked=False).record)

@@ -21,8 +21,9 @@ from graftlm.data.trained_on import DataFile
 from graftlm.errors import UserError
 from graftlm.evaluation.labels import stored_head
 from graftlm.recipe import AdapterRecipe, Recipe
-from graftlm.runs.data import SplitData, part_of, read_data, render_data
+from graftlm.runs.data import SplitData, account, part_of, read_data, render_data
 from graftlm.runs.online import policy_task, value_task
+from graftlm.runs.pretraining import Texts, pretraining_texts
 from graftlm.training.forward import RoutedRow
 from graftlm.training.objectives import build_objective
 from graftlm.training.task import Task
@@ -34,7 +35,7 @@ class PreparedRun:
     """All that training needs. ``held_out`` are each adapter's held-out instances, in the order of its task's rows;
     ``data`` the splits by title, ``parts`` by adapter and data set; ``heads`` what adapters predict instead of text;
     ``templates`` the template of each adapter's rows: the run's, unless it has one of its own; ``files`` what was read
-    to learn from, by data set.
+    to learn from, by data set; ``texts`` those of pretraining mixes, by adapter.
     """
 
     recipe: Recipe
@@ -48,6 +49,7 @@ class PreparedRun:
     heads: dict[str, HeadSettings]
     templates: dict[str, ChatTemplate]
     files: dict[str, tuple[DataFile, ...]]
+    texts: dict[str, Texts]
 
 
 def set_up(
@@ -91,6 +93,7 @@ def set_up(
     data = render_data(recipe, found, model, tokenizer, template, templates, beneath, say)
     tasks: dict[str, Task] = {}
     held_out = {}
+    texts: dict[str, Texts] = {}
     for name in _values_last(recipe):
         adapter, parts = recipe.adapters[name], list(data.parts[name].values())
         with part_of("adapter", name):
@@ -101,7 +104,23 @@ def set_up(
                 critic = adapter.training.objective.value
                 value = None if critic is None else (*under[critic], critic)
                 stack = under[name]
-                tasks[name] = policy_task(name, adapter, model, stack, templates[name], prompts, kept, load, value)
+                mixed = pretraining_texts(adapter, model, (*stack, name), templates[name])
+                if mixed is not None:
+                    texts[name] = mixed
+                    data.splits[f"pretraining of {name}"] = split = SplitData(mixed.data, None)
+                    say(f"pretraining of {name}: {mixed.data.summary}; {account(split)}")
+                tasks[name] = policy_task(
+                    name,
+                    adapter,
+                    model,
+                    stack,
+                    templates[name],
+                    prompts,
+                    kept,
+                    load,
+                    value,
+                    () if mixed is None else mixed.rows,
+                )
             elif adapter.training.objective.type == "value":
                 policy = next(key for key, each in recipe.adapters.items() if each.training.objective.value == name)
                 tasks[name] = value_task(name, adapter, model, under[name], tasks[policy])
@@ -121,6 +140,7 @@ def set_up(
         data.heads,
         templates,
         {key: read.files for key, read in found.items()},
+        texts,
     )
 
 

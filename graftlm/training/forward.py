@@ -13,7 +13,7 @@ from graftlm.adapters.model import AdaptedModel
 from graftlm.adapters.routing import Routing, Stack
 from graftlm.data.batches import EncodedRow, Padded, micro_batches, pad
 from graftlm.errors import UserError
-from graftlm.objectives.log_probs import token_log_probs, token_log_probs_and_hits
+from graftlm.objectives.log_probs import Score, token_log_probs, token_log_probs_and_hits
 from graftlm.training.virtual_rows import with_virtual_tokens
 
 
@@ -52,11 +52,15 @@ class RowScore:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that run together, ordered by routing, with their routing value."""
+    """Rows that run together, ordered by routing, with their routing value.
+
+    ``temperatures``: what the language head's logits are divided by, row by row; without any, 1.
+    """
 
     order: list[int]
     padded: Padded
     routing: Routing
+    temperatures: tuple[float, ...] = ()
 
 
 def plan_micro_batches(rows: Sequence[RoutedRow], max_tokens: int) -> list[list[int]]:
@@ -106,7 +110,8 @@ def build_micro_batch(model: AdaptedModel, rows: Sequence[RoutedRow], order: lis
     if padded.source_ids is not None:
         source = Routing.of_rows(stacks, padded.source_ids.shape[1], seeds=seeds, lengths=padded.source_lengths)
         routing = replace(routing, source=source)
-    return MicroBatch(order, padded, routing)
+    heat = tuple(1.0 if row.row.sampled is None else row.row.sampled.temperature for row in chosen)
+    return MicroBatch(order, padded, routing, heat if any(each != 1.0 for each in heat) else ())
 
 
 def micro_batch_values(model: AdaptedModel, batch: MicroBatch) -> list[torch.Tensor]:
@@ -137,20 +142,45 @@ def micro_batch_log_probs(model: AdaptedModel, batch: MicroBatch) -> torch.Tenso
         own, targets = hidden[where], batch.padded.targets[where]
         head = _head_of(model, name)
         if name is None:
-            found = token_log_probs(
-                model.score,
-                own,
-                targets,
-                vocabulary=model.vocabulary,
-                routing=_head_routing(model, batch, where),
-                head_is_trained=model.head_is_adapted,
-            )
+            found = _language_log_probs(model, batch, hidden, where)
         elif isinstance(head, RewardHead):
             found = _rewards(head, own)
         else:
             found = _chosen(_class_log_probs(model, name, own), targets)
         parts.append(found)
     return _in_order(model, parts, by_head)
+
+
+def _language_log_probs(
+    model: AdaptedModel, batch: MicroBatch, hidden: torch.Tensor, where: torch.Tensor
+) -> torch.Tensor:
+    """log p of the tokens at ``where`` among the learnt positions (n,), each at its row's temperature."""
+    heats = torch.tensor(batch.temperatures or (1.0,) * len(batch.padded.counts), dtype=torch.float64)
+    of_tokens = heats.repeat_interleave(torch.tensor(batch.padded.counts))[where.cpu()]
+    found: list[torch.Tensor] = []
+    places: list[torch.Tensor] = []
+    for heat in sorted(set(of_tokens.tolist())):
+        chosen = (of_tokens == heat).nonzero().squeeze(1).to(where.device)
+        own = where[chosen]
+        found.append(
+            token_log_probs(
+                heated(model.score, heat),
+                hidden[own],
+                batch.padded.targets[own],
+                vocabulary=model.vocabulary,
+                routing=_head_routing(model, batch, own),
+                head_is_trained=model.head_is_adapted,
+            )
+        )
+        places.append(chosen)
+    return found[0] if len(found) == 1 else torch.cat(found)[torch.cat(places).argsort()]
+
+
+def heated(score: Score, temperature: float) -> Score:
+    """A head whose logits are divided by ``temperature``."""
+    if temperature == 1.0:
+        return score
+    return lambda hidden, routing: score(hidden, routing) / temperature
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ FORMS = {
     "dapo": {"baseline": "deviation", "normalisation": "token", "kl": 0.0, "clip_high": 0.28},
     "dr_grpo": {"baseline": "mean", "normalisation": "constant", "kl": 0.0},
 }
+SHIPPED = "shipped"  # the texts that come with graftlm
 BETA = {"dpo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 _KEYS = {
     "beta": ("dpo", "kto", "orpo", "simpo"),
@@ -36,6 +37,8 @@ _KEYS = {
     "clip_high": ("grpo", "rloo", "ppo"),
     "missing_end_penalty": ONLINE,
     "max_deviation": ONLINE,
+    "temperature": ONLINE,
+    "pretraining": ONLINE,
 }
 
 
@@ -79,6 +82,21 @@ class RewardSettings(BaseModel):
         if self.python is not None and self.criterion is not None:
             raise ValueError("criterion: belongs to url or adapter")
         return self
+
+
+class PretrainingSettings(BaseModel):
+    """Plain text that a policy learns beside its answers, so that it keeps what the base can do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Annotated[str, Field(min_length=1)] = Field(
+        SHIPPED,
+        description="Plain texts: a file, a folder or a Hub name; shipped: short stories that come with graftlm.",
+    )
+    weight: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="What their loss, a token, is multiplied with before it is added to the policy's."
+    )
+    rows: Annotated[int, Field(ge=1)] = Field(8, description="Texts of an optimizer step.")
 
 
 class ObjectiveSettings(BaseModel):
@@ -170,6 +188,16 @@ class ObjectiveSettings(BaseModel):
         description="grpo, rloo, reinforce, ppo: by how much a token's log-probability may differ between drawing and "
         "scoring before the run stops. Left out: by the number type of the base.",
     )
+    temperature: Annotated[float, Field(ge=0.01)] | None = Field(
+        None,
+        description="grpo, rloo, reinforce, ppo: what the logits are divided by, where answers are drawn, scored and "
+        "learnt. Left out: 1.",
+    )
+    pretraining: PretrainingSettings | None = Field(
+        None,
+        description="grpo, rloo, reinforce, ppo: plain texts that are learnt in the same steps (PPO-ptx): {data: "
+        "shipped or a path, weight: 0.1, rows: 8}. Left out: none.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ObjectiveSettings:
@@ -217,6 +245,8 @@ def _short(value: ObjectiveSettings) -> str | dict[str, Any]:
     if value.rewards is not None:
         rewards = value.rewards.items()
         given["rewards"] = {name: each.model_dump(mode="json", exclude_none=True) for name, each in rewards}
+    if value.pretraining is not None:
+        given["pretraining"] = value.pretraining.model_dump(mode="json")
     return {"type": value.type, **given} if given else value.type
 
 

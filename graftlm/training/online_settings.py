@@ -15,7 +15,8 @@ from graftlm.training.settings import AdapterTraining
 class OnlineSettings:
     """How one policy draws and learns; ``steps`` optimizer steps a phase, ``batches`` of them a pass over its answers.
 
-    ``loss_kl`` is the price of divergence in the loss, ``reward_kl`` that in the reward.
+    ``loss_kl`` is the price of divergence in the loss, ``reward_kl`` that in the reward. ``texts`` of the pretraining
+    data are learnt at each step, their loss with ``text_weight``.
     """
 
     type: str
@@ -34,6 +35,9 @@ class OnlineSettings:
     missing_end_penalty: float
     max_deviation: float | None
     lam: float = 0.95
+    temperature: float = 1.0
+    text_weight: float = 0.0
+    texts: int = 0
 
     @property
     def steps(self) -> int:
@@ -55,6 +59,7 @@ class OnlineSettings:
             self.normalisation,
             self.longest,
             by_answer=self.type == "rloo",
+            text_weight=self.text_weight,
         )
 
 
@@ -86,4 +91,7 @@ def online_settings(training: AdapterTraining, prompts: int) -> OnlineSettings:
         given.missing_end_penalty or 0.0,
         given.max_deviation,
         0.95 if given.lam is None else given.lam,
+        given.temperature or 1.0,
+        0.0 if given.pretraining is None else given.pretraining.weight,
+        0 if given.pretraining is None else given.pretraining.rows,
     )

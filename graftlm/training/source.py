@@ -119,5 +119,10 @@ def _row_from_dict(values: Mapping[str, Any]) -> EncodedRow:
         values["source"],
         values["row"],
         source_ids=values["source_ids"],
-        sampled=None if sampled is None else Sampled(**{key: tuple(each) for key, each in sampled.items()}),
+        sampled=None if sampled is None else _sampled_from_dict(sampled),
     )
+
+
+def _sampled_from_dict(values: Mapping[str, Any]) -> Sampled:
+    numbers = {key: tuple(each) for key, each in values.items() if key != "temperature"}
+    return Sampled(**numbers, temperature=values.get("temperature", 1.0))

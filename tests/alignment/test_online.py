@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ from graftlm.alignment import (
     score_rollouts,
 )
 from graftlm.base.fingerprint import exact_digest
+from graftlm.data.batches import EncodedRow
 from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
 from graftlm.objectives import grpo_loss, ppo_policy_loss, ppo_value_loss, step_share
@@ -42,7 +43,7 @@ from graftlm.training.loop import train
 from graftlm.training.objective_settings import ObjectiveSettings
 from graftlm.training.optimizers import gradient_norm
 from graftlm.training.settings import AdapterTraining, RunSettings
-from graftlm.training.source import Phase
+from graftlm.training.source import Phase, Turn
 from graftlm.training.task import Task
 from tests.alignment.conftest import asked
 from tests.families import make_base, randomise
@@ -78,12 +79,26 @@ def policy_task(
     return Task(name, (), chosen, objective=source.settings.objective(), source=source)
 
 
+TEXTS = tuple(replace(row, supervised=[True] * len(row.ids)) for row in make_rows(5, seed=8))
+
+
+def with_texts(task: Task, **settings: Any) -> Task:
+    """The policy's task with texts of a pretraining mix."""
+    given = task.settings.objective.model_dump(exclude_none=True) | {
+        "pretraining": {"weight": 0.7, "rows": 3, **settings}
+    }
+    chosen = task.settings.model_copy(update={"objective": ObjectiveSettings.model_validate(given)})
+    source = replace(cast(Policy, task.source), training=chosen, texts=TEXTS)
+    return replace(task, settings=chosen, objective=source.settings.objective(), source=source)
+
+
 def ppo_tasks(
     model: AdaptedModel, template: ChatTemplate, settings: ObjectiveSettings | None = None, **training: Any
 ) -> list[Task]:
     """The policy p and its values v."""
     task = policy_task(model, "p", template, settings=settings or objective("ppo", value="v", passes=2), **training)
-    source = replace(cast(Policy, task.source), value=("v",))
+    source = replace(cast(Policy, with_texts(task).source), value=("v",))
+    task = replace(task, objective=source.settings.objective())
     values = AdapterTraining(learning_rate=0.001, warmup=0, seed=9)
     return [replace(task, source=source), Task("v", (), values, objective=Value(), source=Values(source))]
 
@@ -125,6 +140,57 @@ def test_a_grpo_step_by_hand(words: PreTrainedTokenizerBase, template: ChatTempl
     assert phase.measures["answers"] == 12
 
 
+def _cross_entropy(model: AdaptedModel, name: str, rows: Sequence[EncodedRow]) -> torch.Tensor:
+    """The mean over all tokens but the first of each text, by the model's own logits."""
+    parts = []
+    for row in rows:
+        ids = torch.tensor([list(row.ids)])
+        logits = model(ids, adapters=[name]).logits[0, :-1].double()
+        parts.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
+    return torch.cat(parts).mean()
+
+
+def _texts_of(policy: Policy, model: AdaptedModel) -> list[list[EncodedRow]]:
+    """The texts of the first phase's first step."""
+    (phase,) = policy.phases(model, [Turn(policy, 0)], RunSettings())
+    return [[row for _, row in phase.numbered(0) if row.sampled is None]]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_texts_of_a_pretraining_mix(words: PreTrainedTokenizerBase, template: ChatTemplate, temperature: float) -> None:
+    """The gradient is that of the policy's loss and weight × cross-entropy, at any temperature of drawing."""
+    model = make_model(words, "a")
+    settings = objective(temperature=temperature)
+    task = with_texts(policy_task(model, "a", template, settings=settings, seed=3, max_steps=1, max_grad_norm=0.0))
+    policy = cast(Policy, task.source)
+    (texts,) = _texts_of(policy, model)
+    assert len({id(text) for text in texts}) == 3
+    sampling = Sampling(n=4, max_new_tokens=6, seed=3, temperature=temperature)
+    rollouts = roll_out(model, [policy.speaker], policy.asked(0), sampling, 0)
+    scores = score_rollouts(model, rollouts, {"a": Roles(reference=())})
+    episodes = group_episodes(rollouts, scores, reward_rollouts(rollouts, policy.rewards), "a")
+    parts = []
+    for row in episodes.rows:
+        ids = torch.tensor([list(row.ids)])
+        logits = model(ids, adapters=["a"]).logits[0, :-1].double() / temperature
+        every = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+        parts.append(every[torch.tensor(list(row.supervised[1:]))])
+    now = torch.cat(parts)
+    terms = grpo_loss(now, episodes.old_log_probs, episodes.advantages, episodes.reference_log_probs, kl_weight=0.04)
+    loss = step_share(terms, episodes.counts, episodes.size, "row") + 0.7 * _cross_entropy(model, "a", texts)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = gradient_norm(list(model.adapter("a").parameters()))
+
+    fresh = make_model(words, "a")
+    again = with_texts(policy_task(fresh, "a", template, settings=settings, seed=3, max_steps=1, max_grad_norm=0.0))
+    _, recorder = run(fresh, [again], RunSettings(micro_batch_tokens=40))
+    (step,) = recorder.of(Stepped)
+    assert step.loss == pytest.approx(float(loss.detach()), rel=1e-8)
+    assert step.gradient_norm == pytest.approx(norm, rel=1e-8)
+    assert step.measures["largest_log_ratio"] < 1e-8
+    assert step.measures["pretraining_loss"] == pytest.approx(float(_cross_entropy(model, "a", texts).detach()))
+
+
 def test_a_ppo_step_by_hand(words: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
     """The first losses of policy and values are those of the parts; values learn from the policy's answers."""
     model = make_model(words, "pv")
@@ -137,6 +203,8 @@ def test_a_ppo_step_by_hand(words: PreTrainedTokenizerBase, template: ChatTempla
     assert episodes.returns is not None
     # At the first step policy and values are still those that the advantages were made with.
     loss = ppo_policy_loss(episodes.old_log_probs, episodes.old_log_probs, episodes.advantages).mean()
+    (drawn,) = _texts_of(policy, model)
+    loss = loss + 0.7 * _cross_entropy(model, "p", drawn).detach()
     value_loss = ppo_value_loss(episodes.old_values, episodes.old_values, episodes.returns).mean()
 
     _, recorder = run(model, ppo_tasks(model, template, seed=3, max_steps=2))
@@ -152,7 +220,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a": {"settings": objective(), "seed": 1},
     "b": {"settings": objective("rloo", passes=2, kl_target=0.5), "seed": 2, "batch_rows": 6},
     "c": {"settings": objective("reinforce", group=1, prompts=2), "seed": 3},
-    "d": {"settings": objective(form="dapo", max_new_tokens=5, passes=2), "seed": 4},
+    "d": {"settings": objective(form="dapo", max_new_tokens=5, passes=2, temperature=0.7), "seed": 4},
 }
 
 

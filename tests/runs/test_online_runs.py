@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,29 @@ def test_ppo_has_a_value_adapter_of_its_own(tmp_path: Path) -> None:
         online_recipe(tmp_path, objective, adapters)
     assert "no adapter with objective: value 'critic'" in str(caught.value)
     assert "no ppo adapter says value: lone" in str(caught.value)
+
+
+def test_texts_are_learnt_beside_the_answers(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("The cat sat.\n\nThe dog ran far.\n", encoding="utf-8")
+    objective = {"type": "rloo", "group": 2, "temperature": 0.9, "pretraining": {"data": "texts.txt", "rows": 2}}
+    recipe = online_recipe(tmp_path, objective, {"policy": {}, "shipped": {"objective": "sft", "batch_rows": 4}})
+    assert parse_recipe(recipe.to_yaml()).to_dict() == recipe.to_dict()
+    folder = carry_out(recipe, tmp_path / "run")
+    steps = [line for line in read_metrics(folder.metrics) if line["kind"] == "step" and line["adapter"] == "policy"]
+    assert all(line["pretraining_loss"] > 0 for line in steps)
+    assert json.loads(folder.summary.read_text())["data"]["pretraining of policy"]["kept"] == 2
+    record = json.loads((folder.adapters / "policy" / "graftlm.json").read_text())["trained_on"]
+    assert "texts.txt" in json.dumps(record)
+
+    shipped = online_recipe(tmp_path, {"type": "grpo", "group": 2, "pretraining": {}}, {"policy": {}})
+    assert len(set_up(shipped).texts["policy"].rows) == 300
+    chats = {"type": "grpo", "group": 2, "pretraining": {"data": "colours.jsonl"}}
+    with pytest.raises(UserError, match=r"row 1 is a conversation, not a plain text"):
+        set_up(online_recipe(tmp_path, chats, {"policy": {}}))
+    with pytest.raises(RecipeError, match=r"pretraining\.wieght: unknown key; did you mean 'weight'"):
+        online_recipe(tmp_path, {"type": "grpo", "pretraining": {"wieght": 1}}, {"policy": {}})
+    with pytest.raises(RecipeError, match="nowhere"):
+        online_recipe(tmp_path, {"type": "grpo", "pretraining": {"data": "nowhere.jsonl"}}, {"policy": {}})
 
 
 def test_a_plan_knows_the_largest_shape(tmp_path: Path) -> None:
