@@ -80,6 +80,16 @@ class Policy:
             digest.update(array("q", text.ids).tobytes() + b"|")
         return digest.hexdigest()
 
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a bound of the divergence."""
+        return self.settings.kl_stop is not None
+
+    def enough(self, measures: Mapping[str, float]) -> bool:
+        """Whether the policy is as far from the one that drew as it may go in one phase."""
+        most = self.settings.moved_stop
+        return most is not None and measures["moved"] > most
+
     def epochs_after(self, step: int) -> float:
         """Passes over the prompts that ``step`` steps make."""
         return step / (self.settings.steps * self.phases_an_epoch)
@@ -147,6 +157,15 @@ class Values:
     def digest(self) -> str:
         """The policy's."""
         return self.policy.digest
+
+    @property
+    def bounded(self) -> bool:
+        """As the policy: it ends with it."""
+        return self.policy.bounded
+
+    def enough(self, measures: Mapping[str, float]) -> bool:
+        """Values go on where their policy rests."""
+        return False
 
     def epochs_after(self, step: int) -> float:
         """As the policy."""
@@ -222,7 +241,15 @@ def _phase(turn: Turn, phase: int, rollouts: Rollouts, scores: Scores) -> Phase:
         {**_measures(statistics), "kl_coefficient": coefficient},
         tuple(shown_answers(rollouts, rewarded, name)),
         tuple(f"{each.seen}. {each.advice}" for each in concerns(known) if each.kind != "equal_rewards" or compared),
+        _exceeded(own, statistics),
     )
+
+
+def _exceeded(own: OnlineSettings, statistics: PhaseStatistics) -> str:
+    """What is said where the divergence is above its bound."""
+    if own.kl_stop is None or statistics.kl_k1 is None or statistics.kl_k1 <= own.kl_stop:
+        return ""
+    return f"{statistics.kl_k1:.2f} nats an answer from its start, above kl_stop {own.kl_stop:g}"
 
 
 def _price(own: OnlineSettings, state: Mapping[str, Any]) -> KLController:

@@ -15,7 +15,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from graftlm.cli.console import as_duration
-from graftlm.training.events import CheckpointSaved, Ended, Evaluated, Event, Phased, RoundDone, Stepped, Watcher
+from graftlm.training.events import (
+    CheckpointSaved,
+    Ended,
+    Evaluated,
+    Event,
+    Phased,
+    Rested,
+    RoundDone,
+    Stepped,
+    Watcher,
+)
 
 
 @dataclass
@@ -111,6 +121,8 @@ def training_display(console: Console, board: Leaderboard) -> Iterator[Watcher]:
             if isinstance(event, Phased):
                 for line in phase_lines(event):
                     live.console.print(line, markup=False)
+            if isinstance(event, Rested):
+                live.console.print(rest_line(event), markup=False)
             live.update(Group(bar, board.table()))
 
         yield watch
@@ -138,6 +150,8 @@ def _plain(console: Console, board: Leaderboard) -> Watcher:
         elif isinstance(event, Phased):
             for line in phase_lines(event):
                 console.print(line, markup=False)
+        elif isinstance(event, Rested):
+            console.print(rest_line(event), markup=False)
         elif isinstance(event, Ended):
             detail = f" · {event.detail}" if event.detail else ""
             console.print(f"{event.adapter} step {event.step}: {event.reason}{detail}")
@@ -163,6 +177,12 @@ def phase_lines(event: Phased) -> list[str]:
         reward = "no reward" if sample["reward"] is None else f"{sample['reward']:.3g}"
         lines.append(f"  {_short(sample['prompt'][-1]['content'])} → {_short(sample['answer'])} ({reward})")
     return lines + [f"  look at this: {concern}" for concern in event.concerns]
+
+
+def rest_line(event: Rested) -> str:
+    """Which steps are left out, and why."""
+    steps = f"step {event.step}" if event.step == event.until else f"steps {event.step} to {event.until}"
+    return f"{event.adapter} {steps} left out: {event.measures['moved']:.3g} nats a token from the policy that drew"
 
 
 _LOST = {"failed": "answers without a reward", "left_out": "prompts that could not be asked"}

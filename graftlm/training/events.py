@@ -56,6 +56,19 @@ class Phased:
 
 
 @dataclass(frozen=True)
+class Rested:
+    """Steps of one adapter, from ``step`` (counted from 1) to ``until``, are left out: it has moved far enough.
+
+    ``measures``: what the objective tells of the first of them.
+    """
+
+    adapter: str
+    step: int
+    until: int
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RoundDone:
     """One step of every active adapter is done. ``padded_tokens`` were run for ``tokens`` real ones."""
 
@@ -68,7 +81,7 @@ class RoundDone:
 
 @dataclass(frozen=True)
 class Ended:
-    """An adapter is done. ``reason``: finished, "early stop" or diverged; ``detail`` says more."""
+    """An adapter is done. ``reason``: finished, "early stop", "KL stop" or diverged; ``detail`` says more."""
 
     adapter: str
     step: int
@@ -84,5 +97,5 @@ class CheckpointSaved:
     path: str
 
 
-Event = Stepped | Evaluated | Phased | RoundDone | Ended | CheckpointSaved
+Event = Stepped | Evaluated | Phased | Rested | RoundDone | Ended | CheckpointSaved
 Watcher = Callable[[Event], None]

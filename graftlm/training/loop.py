@@ -21,7 +21,7 @@ from graftlm.objectives.objective import RowScores
 from graftlm.objectives.sft import SFT
 from graftlm.training.checkpoints import latest_checkpoint, save_checkpoint
 from graftlm.training.diagnosis import find_non_finite, non_finite_parameter
-from graftlm.training.events import CheckpointSaved, Ended, Evaluated, Phased, RoundDone, Stepped, Watcher
+from graftlm.training.events import CheckpointSaved, Ended, Evaluated, Phased, Rested, RoundDone, Stepped, Watcher
 from graftlm.training.forward import (
     RoutedRow,
     build_micro_batch,
@@ -101,8 +101,12 @@ def train(
     while active := [run for run in runs.values() if run.active]:
         started = time.perf_counter()
         _fill(model, [run for run in active if run.phase_due], settings, watch)
+        working = [run for run in active if run.active and not run.resting]
+        for run in active:
+            run.step += run.active and run.resting
         with frozen_beneath(model, tasks):
-            tokens, padded = _round(model, active, settings, watch)
+            tokens, padded = _round(model, working, settings, watch) if working else (0, 0)
+        _fill(model, [run for run in active if run.last_look_due], settings, watch)
         counters.add(tokens, padded)
         due = [run for run in active if run.active and run.evaluation_due(settings.eval_every)]
         _evaluate(model, due, settings, watch)
@@ -147,9 +151,14 @@ def _fill(model: AdaptedModel, due: list[Progress], settings: RunSettings, watch
     for own in kinds.values():
         turns = [turn for _, turn in own]
         phases = turns[0].source.phases(model, turns, settings)
-        for (run, _), phase in zip(own, phases, strict=True):
+        for (run, turn), phase in zip(own, phases, strict=True):
             run.phase = phase
             watch(Phased(run.task.adapter, run.step, phase.measures, phase.samples, phase.concerns))
+            if phase.exceeded:
+                run.exceed(phase.exceeded)
+                watch(Ended(run.task.adapter, run.step, run.reason or "", run.detail))
+            elif turn.source.bounded:
+                run.keep_within()
 
 
 def _round(model: AdaptedModel, active: list[Progress], settings: RunSettings, watch: Watcher) -> tuple[int, int]:
@@ -251,6 +260,12 @@ def _step(
         run.optimizer.zero_grad(set_to_none=False)
         run.diverge(find_non_finite(model, rows, task.adapter, loss, norm))
         watch(Ended(task.adapter, run.step, "diverged", run.detail))
+        return
+    if task.source is not None and run.phase is not None and task.source.enough(measures):
+        run.optimizer.zero_grad(set_to_none=False)
+        run.rests_until = min(run.phase.stop, run.total)
+        run.step += 1
+        watch(Rested(task.adapter, run.step, run.rests_until, measures))
         return
     run.keep_good()
     rate = learning_rate(task.settings, run.step, run.total)

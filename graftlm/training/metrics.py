@@ -12,9 +12,19 @@ from typing import Any
 
 from graftlm.base.files import disk_errors, write_text
 from graftlm.errors import UserError, unknown_name
-from graftlm.training.events import CheckpointSaved, Ended, Evaluated, Event, Phased, RoundDone, Stepped, Watcher
+from graftlm.training.events import (
+    CheckpointSaved,
+    Ended,
+    Evaluated,
+    Event,
+    Phased,
+    Rested,
+    RoundDone,
+    Stepped,
+    Watcher,
+)
 
-KINDS = {Stepped: "step", Evaluated: "evaluation", Phased: "phase", RoundDone: "round", Ended: "end"}
+KINDS = {Stepped: "step", Evaluated: "evaluation", Phased: "phase", Rested: "rest", RoundDone: "round", Ended: "end"}
 
 
 class MetricsFile:

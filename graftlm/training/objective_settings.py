@@ -38,6 +38,8 @@ _KEYS = {
     "missing_end_penalty": ONLINE,
     "max_deviation": ONLINE,
     "temperature": ONLINE,
+    "kl_stop": ONLINE,
+    "moved_stop": ONLINE,
     "pretraining": ONLINE,
 }
 
@@ -192,6 +194,16 @@ class ObjectiveSettings(BaseModel):
         None,
         description="grpo, rloo, reinforce, ppo: what the logits are divided by, where answers are drawn, scored and "
         "learnt. Left out: 1.",
+    )
+    kl_stop: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="grpo, rloo, reinforce, ppo: the policy stops learning where the answers of a phase are on average "
+        "more nats than this from its start, and goes back to its last state that was not. Left out: never.",
+    )
+    moved_stop: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="grpo, rloo, reinforce, ppo: a phase's further steps are left out where the policy is more nats a "
+        "token than this from the one that drew. Left out: none are.",
     )
     pretraining: PretrainingSettings | None = Field(
         None,

@@ -38,6 +38,8 @@ class OnlineSettings:
     temperature: float = 1.0
     text_weight: float = 0.0
     texts: int = 0
+    kl_stop: float | None = None
+    moved_stop: float | None = None
 
     @property
     def steps(self) -> int:
@@ -94,4 +96,6 @@ def online_settings(training: AdapterTraining, prompts: int) -> OnlineSettings:
         given.temperature or 1.0,
         0.0 if given.pretraining is None else given.pretraining.weight,
         0 if given.pretraining is None else given.pretraining.rows,
+        given.kl_stop,
+        given.moved_stop,
     )

@@ -23,7 +23,7 @@ class AdapterTraining(BaseModel):
         "beta: 0.1}, {type: simpo, beta: 2, margin: 1}. Or from rewards of answers that the adapter draws: {type: "
         "grpo, rewards: {right: {python: 'rewards.py:right'}}, group: 8, prompts: 8, passes: 1, max_new_tokens: 128, "
         "kl: 0.04, clip: 0.2, clip_high: 0.2, form: grpo, dapo or dr_grpo, missing_end_penalty: 0, max_deviation, "
-        "temperature: 1, pretraining: {data: shipped, weight: 0.1, rows: 8}}, "
+        "temperature: 1, kl_stop, moved_stop, pretraining: {data: shipped, weight: 0.1, rows: 8}}, "
         "{type: rloo, …, kl_target}, {type: reinforce, …}, {type: ppo, …, value: ADAPTER, lam: 0.95} beside an adapter "
         "with {type: value, clip: 0.2}. A reward is {python: FILE.py:FUNCTION}, {adapter: FOLDER, criterion} or {url, "
         "model, criterion}, with weight: 1 and on_failure: error or count.",

@@ -22,6 +22,9 @@ class Phase:
 
     ``state``: plain JSON that the source wants back at its next phase. What is told of the phase is not kept:
     ``measures``, ``samples`` as JSON, and ``concerns``, sentences that say what to look at and what to do.
+
+    ``exceeded``: a sentence where the model as it is has gone beyond a bound: nothing more is learnt, and the adapter
+    goes back to its state at the last phase that was within.
     """
 
     first: int
@@ -31,6 +34,7 @@ class Phase:
     measures: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[Mapping[str, Any], ...] = ()
     concerns: tuple[str, ...] = ()
+    exceeded: str = ""
 
     @property
     def stop(self) -> int:
@@ -77,6 +81,15 @@ class Source(Protocol):
     @property
     def total(self) -> int:
         """Optimizer steps in all."""
+        ...
+
+    @property
+    def bounded(self) -> bool:
+        """Whether phases may say that a bound is exceeded; the state after the last step is then looked at too."""
+        ...
+
+    def enough(self, measures: Mapping[str, float]) -> bool:
+        """Whether a step and the rest of its phase are left out, by what the objective tells of the step."""
         ...
 
     @property

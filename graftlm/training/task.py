@@ -149,6 +149,9 @@ class Progress:
     evaluations_without_gain: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     phase: Phase | None = None
+    within_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    within_step: int | None = None
+    rests_until: int = 0
 
     def __post_init__(self) -> None:
         try:
@@ -183,6 +186,17 @@ class Progress:
         """Whether the next step has no rows yet."""
         return self.task.source is not None and (self.phase is None or self.step >= self.phase.stop)
 
+    @property
+    def last_look_due(self) -> bool:
+        """Whether the state after the last step is still to be held against the source's bound."""
+        source = self.task.source
+        return self.active and self.step >= self.total and source is not None and source.bounded
+
+    @property
+    def resting(self) -> bool:
+        """Whether the next step is left out."""
+        return self.step < self.rests_until
+
     def reshape(self) -> None:
         """Go on with parameters that changed shape: their moments stay, what was best with the old ones goes."""
         old = {name: dict(self.optimizer.state.get(value, {})) for name, value in self._optimised.items()}
@@ -194,6 +208,7 @@ class Progress:
                     for key, moment in old[name].items()
                 }
         self.best_tensors, self.good_tensors, self.best_loss = {}, {}, None
+        self.within_tensors, self.within_step = {}, None
         self.evaluations_without_gain = 0
 
     @property
@@ -220,6 +235,7 @@ class Progress:
             moments = self.optimizer.state.get(parameter, {})
             named |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step") if key in moments}
         named |= {f"best.{name}": value for name, value in self.best_tensors.items()}
+        named |= {f"within.{name}": value for name, value in self.within_tensors.items()}
         return named | {f"good.{name}": value for name, value in self.good_tensors.items()}
 
     @torch.no_grad()
@@ -238,20 +254,21 @@ class Progress:
                 self.optimizer.state[parameter] = {
                     key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
                 }
-        self.best_tensors, self.good_tensors = (
+        self.best_tensors, self.good_tensors, self.within_tensors = (
             {
                 name.removeprefix(kind): value.to(self.parameters[0].device)
                 for name, value in tensors.items()
                 if name.startswith(kind)
             }
-            for kind in ("best.", "good.")
+            for kind in ("best.", "good.", "within.")
         )
 
     def state(self) -> dict[str, Any]:
         """Everything that is not a tensor, as JSON."""
         keys = ("step", "reason", "detail", "best_loss", "best_step", "evaluations_without_gain", "history")
+        more = ("within_step", "rests_until")
         phase = None if self.phase is None else self.phase.to_dict()
-        return {**{key: getattr(self, key) for key in keys}, "phase": phase}
+        return {**{key: getattr(self, key) for key in (*keys, *more)}, "phase": phase}
 
     def keep_best(self) -> None:
         """Remember the parameters as they are now, as the best by held-out loss."""
@@ -267,6 +284,17 @@ class Progress:
     def take_best(self) -> None:
         """Put the best parameters back, if any were kept."""
         self._take(self.best_tensors)
+
+    def keep_within(self) -> None:
+        """Remember the parameters as they are now, as the last that are within the source's bound."""
+        self.within_step = self.step
+        self._copy_into(self.within_tensors)
+
+    def exceed(self, seen: str) -> None:
+        """End here, with the last parameters that were within the bound, if there were any."""
+        kept = "no earlier state was within it" if self.within_step is None else f"kept is step {self.within_step}"
+        self.reason, self.detail = "KL stop", f"{seen}; {kept}"
+        self._take(self.within_tensors)
 
     def diverge(self, detail: str) -> None:
         """End here, with the best parameters or else the last good ones, if any were kept."""

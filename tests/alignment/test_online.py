@@ -37,9 +37,9 @@ from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
 from graftlm.objectives import grpo_loss, ppo_policy_loss, ppo_value_loss, step_share
 from graftlm.objectives.sampled import Value
-from graftlm.training.events import Phased, Stepped
+from graftlm.training.events import Ended, Phased, Rested, Stepped
 from graftlm.training.forward import RoutedRow, build_micro_batch, micro_batch_values
-from graftlm.training.loop import train
+from graftlm.training.loop import Outcome, train
 from graftlm.training.objective_settings import ObjectiveSettings
 from graftlm.training.optimizers import gradient_norm
 from graftlm.training.settings import AdapterTraining, RunSettings
@@ -47,7 +47,7 @@ from graftlm.training.source import Phase, Turn
 from graftlm.training.task import Task
 from tests.alignment.conftest import asked
 from tests.families import make_base, randomise
-from tests.training.work import Weights, after_round, difference, make_rows, run, same_bits, weights
+from tests.training.work import Recorder, Weights, after_round, difference, make_rows, run, same_bits, weights
 
 PROMPTS = asked("w7 w8", "w9", "w10 w11 w12", "w13 w14", "w15", "w16 w17")
 
@@ -375,3 +375,85 @@ def test_a_deviation_above_the_bound_stops_the_run(words: PreTrainedTokenizerBas
     model = make_model(words, "a", torch.float32)
     with pytest.raises(UserError, match="differs by"):
         run(model, [policy_task(model, "a", template, settings=objective(max_deviation=1e-12))])
+
+
+# --- stopped by divergence ---
+
+BOUND = 2.0
+
+
+def test_a_policy_stops_on_its_divergence(
+    words: PreTrainedTokenizerBase, template: ChatTemplate, tmp_path: Path
+) -> None:
+    """Policy and values go back to the last phase within the bound; who learns beside them goes on, as alone."""
+
+    def life_(folder: Path, **options: Any) -> tuple[Outcome, AdaptedModel, Recorder]:
+        model = make_model(words, "abpv")
+        bounded = objective("ppo", value="v", passes=2, kl_stop=BOUND)
+        tasks = [
+            *ppo_tasks(model, template, settings=bounded, epochs=3, learning_rate=0.05),
+            policy_task(model, "a", template, seed=1, epochs=3),
+            policy_task(model, "b", template, seed=2, settings=objective(kl_stop=1e6), epochs=3),
+        ]
+        recorder = Recorder()
+        watch = options.pop("watch", lambda _event: None)
+        outcome = train(
+            model,
+            tasks,
+            RunSettings(save_every=1),
+            checkpoints=folder,
+            resume=True,
+            watch=lambda event: (recorder(event), watch(event))[0],
+            **options,
+        )
+        return outcome, model, recorder
+
+    outcome, model, recorder = life_(tmp_path / "whole")
+    phases = recorder.of(Phased, "p")
+    kls = [event.measures["kl"] for event in phases]
+    assert max(kls[:-1]) <= BOUND < kls[-1]
+    assert len(phases) > 1
+    ended = {event.adapter: event for event in recorder.of(Ended)}
+    assert ended["p"].reason == ended["v"].reason == "KL stop"
+    assert f"{kls[-1]:.2f} nats an answer from its start, above kl_stop {BOUND:g}" in ended["p"].detail
+    assert f"kept is step {phases[-2].step}" in ended["p"].detail
+    assert outcome.progress["p"].step < outcome.progress["p"].total
+    for name in "ab":
+        assert outcome.progress[name].reason == "finished"
+    # The state after the last step is looked at too.
+    assert [event.step for event in recorder.of(Phased, "b")][-1] == outcome.progress["b"].total
+
+    short = make_model(words, "pv")
+    settings = objective("ppo", value="v", passes=2)
+    tasks = ppo_tasks(short, template, settings=settings, epochs=3, learning_rate=0.05)
+    run(short, tasks, should_stop=after_round(phases[-2].step))
+    assert difference(weights(short, "p"), weights(model, "p")) < 1e-9
+    assert difference(weights(short, "v"), weights(model, "v")) < 1e-9
+    alone = make_model(words, "a")
+    run(alone, [policy_task(alone, "a", template, seed=1, epochs=3)])
+    assert difference(weights(alone, "a"), weights(model, "a")) < 1e-7
+
+    interrupted = True
+    while interrupted:
+        found, parts, _ = life_(tmp_path / "parts", should_stop=after_round(1))
+        interrupted = found.interrupted
+    assert all(same_bits(weights(model, name), weights(parts, name)) for name in "abpv")
+    assert found.progress["p"].detail == ended["p"].detail
+
+
+def test_steps_are_left_out_where_the_policy_has_moved(words: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    """A step is not made where the policy is too far from the one that drew; its values go on, and phases keep step."""
+    model = make_model(words, "pv")
+    settings = objective("ppo", value="v", passes=4, moved_stop=1e-5)
+    outcome, recorder = run(model, ppo_tasks(model, template, settings=settings, epochs=1))
+    rests = recorder.of(Rested)
+    assert rests
+    assert all(event.measures["moved"] > 1e-5 for event in rests)
+    assert all(event.until % 4 == 0 for event in rests)
+    done = {event.step for event in recorder.of(Stepped, "p")}
+    left_out = {step for event in rests for step in range(event.step, event.until + 1)}
+    assert done | left_out == set(range(1, 9))
+    assert not done & left_out
+    assert len(recorder.of(Stepped, "v")) == 8
+    assert [event.step for event in recorder.of(Phased, "p")] == [0, 4]
+    assert outcome.progress["p"].reason == "finished"
