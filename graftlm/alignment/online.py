@@ -10,7 +10,8 @@ import hashlib
 import math
 import random
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -31,7 +32,7 @@ from graftlm.data.sampled import Sampled
 from graftlm.evaluation.speakers import Speaker
 from graftlm.training.online_settings import OnlineSettings, online_settings
 from graftlm.training.settings import AdapterTraining, RunSettings
-from graftlm.training.source import Phase, Turn
+from graftlm.training.source import Phase, Trial, Turn
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Policy:
     that divergence is counted from, such as () for the bare base. ``value``: the stack of PPO's value adapter, whose
     source is :class:`Values`. ``identity``: what the rewards are, in words that
     change where they do. ``texts``: plain texts, of which some are learnt at each step where the settings say so.
+    ``held_out``: prompts that the policy is tried on and does not learn from.
     """
 
     speaker: Speaker
@@ -52,6 +54,7 @@ class Policy:
     identity: str = ""
     value: Stack | None = None
     texts: tuple[EncodedRow, ...] = ()
+    held_out: tuple[Prompt, ...] = ()
     kind: str = "policy"
 
     @cached_property
@@ -76,6 +79,8 @@ class Policy:
         digest = hashlib.sha256(repr((self.settings, self.identity, self.reference)).encode())
         for prompt in self.prompts:
             digest.update(repr(prompt).encode("utf-8", "surrogatepass") + b"|")
+        for prompt in self.held_out:
+            digest.update(b"held out" + repr(prompt).encode("utf-8", "surrogatepass") + b"|")
         for text in self.texts:
             digest.update(array("q", text.ids).tobytes() + b"|")
         return digest.hexdigest()
@@ -84,6 +89,28 @@ class Policy:
     def bounded(self) -> bool:
         """Whether there is a bound of the divergence."""
         return self.settings.kl_stop is not None
+
+    @property
+    def tried(self) -> bool:
+        """Whether prompts are held out."""
+        return bool(self.held_out)
+
+    def trials(self, model: AdaptedModel, turns: Sequence[Turn], settings: RunSettings) -> list[Trial]:
+        """One answer to each held-out prompt, drawn as in training, at every trial by the same seeds; never learnt.
+
+        Raises:
+            UserError: a reward or an answer fails, or rollout and scoring disagree.
+        """
+        alike: dict[tuple[int, float], list[Policy]] = {}
+        for turn in turns:
+            own = _policy(turn).settings
+            alike.setdefault((own.max_new_tokens, own.temperature), []).append(_policy(turn))
+        found: dict[str, Trial] = {}
+        with _without_checkpointing(model):
+            for (longest, temperature), policies in alike.items():
+                sampling = Sampling(max_new_tokens=longest, temperature=temperature, n=1)
+                found |= _trials(model, policies, sampling, settings)
+        return [found[_policy(turn).speaker.label] for turn in turns]
 
     def enough(self, measures: Mapping[str, float]) -> bool:
         """Whether the policy is as far from the one that drew as it may go in one phase."""
@@ -124,14 +151,11 @@ class Policy:
             own = _policy(turn).settings
             alike.setdefault((own.group, own.max_new_tokens, own.temperature, turn.step // own.steps), []).append(name)
         found: dict[str, Phase] = {}
-        checkpointing, model.gradient_checkpointing = model.gradient_checkpointing, False
-        try:
+        with _without_checkpointing(model):
             for (group, longest, temperature, phase), names in alike.items():
                 sampling = Sampling(n=group, max_new_tokens=longest, temperature=temperature)
                 together = [once[name] for name in names]
                 found |= zip(names, _phases(model, together, sampling, phase, settings), strict=True)
-        finally:
-            model.gradient_checkpointing = checkpointing
         return [
             _with_texts(turn.source, phase)
             if isinstance(turn.source, Policy)
@@ -163,6 +187,15 @@ class Values:
         """As the policy: it ends with it."""
         return self.policy.bounded
 
+    @property
+    def tried(self) -> bool:
+        """The policy is, and not its values."""
+        return False
+
+    def trials(self, model: AdaptedModel, turns: Sequence[Turn], settings: RunSettings) -> list[Trial]:
+        """See :meth:`Policy.trials`."""
+        return self.policy.trials(model, turns, settings)
+
     def enough(self, measures: Mapping[str, float]) -> bool:
         """Values go on where their policy rests."""
         return False
@@ -191,28 +224,77 @@ def _phases(
 ) -> list[Phase]:
     policies = [_policy(turn) for turn in turns]
     names = [policy.speaker.label for policy in policies]
-    rollouts = roll_out(
+    rollouts, scores = _answers(
         model,
-        [policy.speaker for policy in policies],
+        policies,
         {name: policy.asked(phase) for name, policy in zip(names, policies, strict=True)},
         sampling,
         phase,
-        seeds={name: policy.training.seed for name, policy in zip(names, policies, strict=True)},
-    )
-    scores = score_rollouts(
-        model,
-        rollouts,
+        {name: policy.training.seed for name, policy in zip(names, policies, strict=True)},
         {
             name: Roles(reference=policy.reference, value=policy.value)
             for name, policy in zip(names, policies, strict=True)
         },
-        max_tokens=settings.micro_batch_tokens,
-        bound=min((each for policy in policies if (each := policy.settings.max_deviation) is not None), default=None),
+        settings,
     )
     return [
         _phase(turn, phase, rollouts.only(name), scores_at(scores, rollouts.of(name)))
         for turn, name in zip(turns, names, strict=True)
     ]
+
+
+@contextmanager
+def _without_checkpointing(model: AdaptedModel) -> Iterator[None]:
+    """Inside, no activations are recomputed: there are no gradients."""
+    checkpointing, model.gradient_checkpointing = model.gradient_checkpointing, False
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing = checkpointing
+
+
+def _trials(
+    model: AdaptedModel, policies: Sequence[Policy], sampling: Sampling, settings: RunSettings
+) -> dict[str, Trial]:
+    """Those of several policies that draw alike, by name."""
+    rollouts, scores = _answers(
+        model,
+        policies,
+        {policy.speaker.label: policy.held_out for policy in policies},
+        sampling,
+        0,
+        {policy.speaker.label: mix_seed(policy.training.seed, "held out") for policy in policies},
+        {policy.speaker.label: Roles(reference=policy.reference) for policy in policies},
+        settings,
+    )
+    found = {}
+    for policy in policies:
+        name, own = policy.speaker.label, policy.settings
+        answers = rollouts.only(name)
+        rewarded = reward_rollouts(answers, policy.rewards, missing_end_penalty=own.missing_end_penalty)
+        statistics = phase_statistics(answers, scores_at(scores, rollouts.of(name)), rewarded, name)
+        samples = tuple(shown_answers(answers, rewarded, name))
+        found[name] = Trial(statistics.reward_mean, not _exceeded(own, statistics), _measures(statistics), samples)
+    return found
+
+
+def _answers(
+    model: AdaptedModel,
+    policies: Sequence[Policy],
+    prompts: Mapping[str, Sequence[Prompt]],
+    sampling: Sampling,
+    phase: int,
+    seeds: Mapping[str, int],
+    roles: Mapping[str, Roles],
+    settings: RunSettings,
+) -> tuple[Rollouts, Scores]:
+    """Answers of policies to their prompts (both by name), and what training's own forward says of them."""
+    rollouts = roll_out(model, [policy.speaker for policy in policies], prompts, sampling, phase, seeds=seeds)
+    bounds = [each for policy in policies if (each := policy.settings.max_deviation) is not None]
+    scores = score_rollouts(
+        model, rollouts, roles, max_tokens=settings.micro_batch_tokens, bound=min(bounds, default=None)
+    )
+    return rollouts, scores
 
 
 def _phase(turn: Turn, phase: int, rollouts: Rollouts, scores: Scores) -> Phase:

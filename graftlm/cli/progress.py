@@ -24,6 +24,7 @@ from graftlm.training.events import (
     Rested,
     RoundDone,
     Stepped,
+    Tried,
     Watcher,
 )
 
@@ -121,6 +122,9 @@ def training_display(console: Console, board: Leaderboard) -> Iterator[Watcher]:
             if isinstance(event, Phased):
                 for line in phase_lines(event):
                     live.console.print(line, markup=False)
+            if isinstance(event, Tried):
+                for line in trial_lines(event):
+                    live.console.print(line, markup=False)
             if isinstance(event, Rested):
                 live.console.print(rest_line(event), markup=False)
             live.update(Group(bar, board.table()))
@@ -150,6 +154,9 @@ def _plain(console: Console, board: Leaderboard) -> Watcher:
         elif isinstance(event, Phased):
             for line in phase_lines(event):
                 console.print(line, markup=False)
+        elif isinstance(event, Tried):
+            for line in trial_lines(event):
+                console.print(line, markup=False)
         elif isinstance(event, Rested):
             console.print(rest_line(event), markup=False)
         elif isinstance(event, Ended):
@@ -166,17 +173,38 @@ def phase_lines(event: Phased) -> list[str]:
     told = event.measures
     if not told:  # a value adapter, whose policy has told it
         return []
-    numbers = [f"{key.replace('_', ' ')} {told[key]:.3g}" for key in told if key.startswith("reward")]
-    words = {"kl": "KL {:.2f} nats", "entropy": "entropy {:.2f}", "length": "{:.0f} tokens", "ended": "{:.0%} ended"}
-    numbers += [text.format(told[key]) for key, text in words.items() if key in told]
+    numbers = _numbers(told, "KL {:.2f} nats", "entropy {:.2f}", "{:.0f} tokens", "{:.0%} ended")
     if told.get("equal_groups"):
         numbers.append(f"all rewards equal for {told['equal_groups']:.0f} of {told['groups']:.0f} prompts")
     numbers += [f"{told[key]:.0f} {words}" for key, words in _LOST.items() if told.get(key)]
-    lines = [f"{event.adapter} step {event.step}: {', '.join(numbers)}"]
-    for sample in event.samples[:1]:
+    lines = [f"{event.adapter} step {event.step}: {', '.join(numbers)}", *_sample_lines(event.samples)]
+    return lines + [f"  look at this: {concern}" for concern in event.concerns]
+
+
+def trial_lines(event: Tried) -> list[str]:
+    """What a policy makes of prompts that are held out, in a line of numbers, and a sample."""
+    told = event.measures
+    numbers = _numbers(told, "KL {:.2f} nats", "entropy {:.2f}", "{:.0f} tokens", "{:.0%} ended", "distinct-2 {:.2f}")
+    numbers += [f"{told[key]:.0f} {words}" for key, words in _LOST.items() if told.get(key)]
+    best = " (best)" if event.best else ""
+    asked = f"{told['answers']:.0f} held-out prompts"
+    return [f"{event.adapter} step {event.step}, {asked}: {', '.join(numbers)}{best}", *_sample_lines(event.samples)]
+
+
+def _numbers(told: Mapping[str, float], *words: str) -> list[str]:
+    """Rewards by name, and some numbers of answers in these words."""
+    keys = ("kl", "entropy", "length", "ended", "distinct_2")
+    rewards = [f"{key.replace('_', ' ')} {told[key]:.3g}" for key in told if key.startswith("reward")]
+    return rewards + [text.format(told[key]) for key, text in zip(keys, words, strict=False) if key in told]
+
+
+def _sample_lines(samples: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first of some answers, with its reward."""
+    lines = []
+    for sample in samples[:1]:
         reward = "no reward" if sample["reward"] is None else f"{sample['reward']:.3g}"
         lines.append(f"  {_short(sample['prompt'][-1]['content'])} → {_short(sample['answer'])} ({reward})")
-    return lines + [f"  look at this: {concern}" for concern in event.concerns]
+    return lines
 
 
 def rest_line(event: Rested) -> str:

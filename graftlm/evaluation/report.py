@@ -55,7 +55,8 @@ class AdapterReport:
     ``before`` and ``after`` the scores of the same held-out rows. ``ranks``: what rank a method that chooses ranks
     left each matrix; ``by_rank``: held-out scores of an adapter that serves at several ranks. ``right``: what a row is
     that is right; ``notes``: sentences to stand below the curve.
-    ``phases``: of a policy, the numbers of each phase of answers, with its ``step``. ``rewards``: what each
+    ``phases``: of a policy, the numbers of each phase of answers, with its ``step``;
+    ``trials``: the same of answers to held-out prompts. ``rewards``: what each
     criterion of a reward head is worth.
     """
 
@@ -78,6 +79,7 @@ class AdapterReport:
     ranks: Mapping[str, int] = field(default_factory=dict)
     by_rank: Sequence[RankScore] = ()
     phases: Sequence[Mapping[str, float]] = ()
+    trials: Sequence[Mapping[str, float]] = ()
     right: str = "exact answers"
     notes: Sequence[str] = ()
     rewards: Sequence[RewardQuality] = ()
@@ -187,7 +189,7 @@ def render(report: RunReport) -> str:
             _row_account(adapter.counts),
             rank_map(adapter.ranks),
             rank_curve(adapter.by_rank),
-            phase_curves(adapter.phases),
+            phase_curves(adapter.phases, adapter.trials),
             reward_rows(adapter.rewards),
         )
         for (adapter, verdict), (_, axis) in zip(_verdicts(report), _with_axes(report), strict=True)
@@ -235,7 +237,9 @@ def _verdict(a: AdapterReport) -> Verdict:
     found = judge(a.before, a.after, ended=a.ended, train_loss=a.train_loss, best_step=a.best_step, right=a.right)
     if not a.phases or found.kind != "not measured":
         return found
-    return replace(found, sentence=reward_sentence(a.phases))  # the loss of a policy says nothing
+    return replace(
+        found, sentence=reward_sentence(a.phases, a.trials, a.best_step)
+    )  # the loss of a policy says nothing
 
 
 def _with_axes(report: RunReport) -> list[tuple[AdapterReport, Axis]]:

@@ -212,6 +212,9 @@ def _metrics(progress: Progress, before: list[RowScore], after: list[RowScore]) 
             "base_loss": mean_loss(before),
             "base_accuracy": exact_share(before),
         }
+    if progress.task.source is not None and progress.task.source.tried:
+        kept = next((each for each in progress.history if each["step"] == progress.best_step), None)
+        values["held_out_prompts"] = {"start": progress.history[0], "kept": kept, "last": progress.history[-1]}
     return values
 
 
@@ -338,6 +341,7 @@ def _report(run: PreparedRun, folder: RunFolder, measured: _Measured, examples: 
                 ranks=dict(progress.adapter.ranks or {}),
                 by_rank=measured.by_rank.get(name, ()),
                 phases=[line for line in own if line["kind"] == "phase" and "reward" in line],
+                trials=[line for line in own if line["kind"] == "trial"],
                 right="preferences right" if is_preference(progress.task) else "exact answers",
                 notes=criteria_notes(run, progress.task, measured.worth[name]),
                 rewards=measured.worth[name],

@@ -23,6 +23,8 @@ from graftlm.training.objective_settings import RewardSettings
 from graftlm.training.objectives import build_objective
 from graftlm.training.task import Task
 
+TRIED = 64  # held-out prompts that are answered at each trial, at most
+
 
 def policy_task(
     name: str,
@@ -35,12 +37,13 @@ def policy_task(
     load: Callable[[Path], str],
     value: Stack | None = None,
     texts: tuple[EncodedRow, ...] = (),
+    held_out: Sequence[Instance] = (),
 ) -> Task:
     """The task of a policy whose adapter is in the model already.
 
     ``kept``: where answers of endpoints are kept; None is a folder of the moment. ``load`` loads a trained adapter
     under a name of its own, frozen. ``value``: the stack of PPO's value adapter. ``texts`` are learnt beside
-    its answers.
+    its answers. ``held_out``: prompts to try the policy on; of many, some that are spread evenly.
 
     Raises:
         UserError: the adapter cannot be a policy, or a reward cannot be had.
@@ -57,6 +60,7 @@ def policy_task(
         repr((objective.rewards, adapter.init_from)),
         value,
         texts,
+        _apart(prompts_of(held_out[:: -(-len(held_out) // TRIED) or 1])),
     )
     return Task(name, (), training, objective=policy.settings.objective(), under=under, source=policy)
 
@@ -66,7 +70,15 @@ def value_task(name: str, adapter: AdapterRecipe, model: AdaptedModel, under: St
     assert isinstance(policy.source, Policy)
     _check_method(name, adapter, model)
     objective = build_objective(adapter.training.objective)
-    return Task(name, (), adapter.training, objective=objective, under=under, source=Values(policy.source))
+    return Task(
+        name,
+        (),
+        adapter.training,
+        objective=objective,
+        under=under,
+        source=Values(policy.source),
+        follows=policy.adapter,
+    )
 
 
 def _check_policy(name: str, adapter: AdapterRecipe, model: AdaptedModel, under: Stack) -> None:

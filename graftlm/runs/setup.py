@@ -120,6 +120,7 @@ def set_up(
                     load,
                     value,
                     () if mixed is None else mixed.rows,
+                    [each for part in parts if part.held_out for each in part.held_out.instances],
                 )
             elif adapter.training.objective.type == "value":
                 policy = next(key for key, each in recipe.adapters.items() if each.training.objective.value == name)

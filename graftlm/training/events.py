@@ -56,6 +56,20 @@ class Phased:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What an adapter of a source makes of what is held out, such as the rewards of its answers, at ``step``.
+
+    Step 0 is before training. ``best``: better than all before.
+    """
+
+    adapter: str
+    step: int
+    best: bool
+    measures: Mapping[str, float] = field(default_factory=dict)
+    samples: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class Rested:
     """Steps of one adapter, from ``step`` (counted from 1) to ``until``, are left out: it has moved far enough.
 
@@ -97,5 +111,5 @@ class CheckpointSaved:
     path: str
 
 
-Event = Stepped | Evaluated | Phased | Rested | RoundDone | Ended | CheckpointSaved
+Event = Stepped | Evaluated | Phased | Tried | Rested | RoundDone | Ended | CheckpointSaved
 Watcher = Callable[[Event], None]

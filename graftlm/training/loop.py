@@ -21,7 +21,17 @@ from graftlm.objectives.objective import RowScores
 from graftlm.objectives.sft import SFT
 from graftlm.training.checkpoints import latest_checkpoint, save_checkpoint
 from graftlm.training.diagnosis import find_non_finite, non_finite_parameter
-from graftlm.training.events import CheckpointSaved, Ended, Evaluated, Phased, Rested, RoundDone, Stepped, Watcher
+from graftlm.training.events import (
+    CheckpointSaved,
+    Ended,
+    Evaluated,
+    Phased,
+    Rested,
+    RoundDone,
+    Stepped,
+    Tried,
+    Watcher,
+)
 from graftlm.training.forward import (
     RoutedRow,
     build_micro_batch,
@@ -112,6 +122,8 @@ def train(
         _evaluate(model, due, settings, watch)
         for run in active:
             _maybe_end(run, watch)
+        for run in active:
+            _end_with(run, runs, watch)
         watch(RoundDone(counters.rounds, total, tokens, padded, time.perf_counter() - started))
         if should_stop() and any(run.active for run in runs.values()):
             save()
@@ -157,6 +169,8 @@ def _fill(model: AdaptedModel, due: list[Progress], settings: RunSettings, watch
             if phase.exceeded:
                 run.exceed(phase.exceeded)
                 watch(Ended(run.task.adapter, run.step, run.reason or "", run.detail))
+                if run.state_step not in [each["step"] for each in run.history]:
+                    _try_out(model, [run], settings, watch)
             elif turn.source.bounded:
                 run.keep_within()
 
@@ -292,6 +306,7 @@ def _step(
 
 def _evaluate(model: AdaptedModel, runs: list[Progress], settings: RunSettings, watch: Watcher) -> None:
     """Score the held-out rows of several adapters together; remember the best parameters of each."""
+    _try_out(model, runs, settings, watch)
     runs = [run for run in runs if run.task.held_out]
     rows = [row for run in runs for row in run.task.held_out_rows()]
     scores = score_rows(model, rows, settings.micro_batch_tokens) if rows else []
@@ -300,14 +315,22 @@ def _evaluate(model: AdaptedModel, runs: list[Progress], settings: RunSettings, 
         own = scores[start : start + len(run.task.held_out_rows())]
         start += len(own)
         loss, accuracy, measures = evaluation(run.task, own)
-        better = math.isfinite(loss) and (run.best_loss is None or loss < run.best_loss)
-        if better:
-            run.best_loss, run.best_step, run.evaluations_without_gain = loss, run.step, 0
-            run.keep_best()
-        else:
-            run.evaluations_without_gain += 1
-        run.history.append({"step": run.step, "loss": loss, "accuracy": accuracy})
+        better = run.note(loss, {"loss": loss, "accuracy": accuracy})
         watch(Evaluated(run.task.adapter, run.step, loss, accuracy, better, measures))
+
+
+def _try_out(model: AdaptedModel, runs: list[Progress], settings: RunSettings, watch: Watcher) -> None:
+    """Try the adapters of sources on what is held out, those of one kind together."""
+    kinds: dict[str, list[tuple[Progress, Turn]]] = {}
+    for run in runs:
+        source = run.task.source
+        if source is not None and source.tried:
+            kinds.setdefault(source.kind, []).append((run, Turn(source, run.step)))
+    for own in kinds.values():
+        turns = [turn for _, turn in own]
+        for (run, _), trial in zip(own, turns[0].source.trials(model, turns, settings), strict=True):
+            best = run.note(-trial.value, trial.measures, trial.eligible)
+            watch(Tried(run.task.adapter, run.state_step, best, trial.measures, trial.samples))
 
 
 def _maybe_end(run: Progress, watch: Watcher) -> None:
@@ -318,8 +341,17 @@ def _maybe_end(run: Progress, watch: Watcher) -> None:
         run.reason = "finished"
     elif patience is not None and run.evaluations_without_gain >= patience and run.adapter.settled:
         run.reason = "early stop"
-        run.detail = f"no better held-out loss in {patience} evaluations; the best was at step {run.best_step}"
+        what = "loss" if run.task.source is None else "reward"
+        run.detail = f"no better held-out {what} in {patience} evaluations; the best was at step {run.best_step}"
     if run.reason:
+        watch(Ended(run.task.adapter, run.step, run.reason, run.detail))
+
+
+def _end_with(run: Progress, runs: dict[str, Progress], watch: Watcher) -> None:
+    """End an adapter that follows another one which has ended."""
+    leader = runs.get(run.task.follows or "")
+    if run.active and leader is not None and not leader.active:
+        run.reason, run.detail = "finished", f"{leader.task.adapter}, which it follows, has ended"
         watch(Ended(run.task.adapter, run.step, run.reason, run.detail))
 
 

@@ -21,10 +21,19 @@ from graftlm.training.events import (
     Rested,
     RoundDone,
     Stepped,
+    Tried,
     Watcher,
 )
 
-KINDS = {Stepped: "step", Evaluated: "evaluation", Phased: "phase", Rested: "rest", RoundDone: "round", Ended: "end"}
+KINDS = {
+    Stepped: "step",
+    Evaluated: "evaluation",
+    Phased: "phase",
+    Tried: "trial",
+    Rested: "rest",
+    RoundDone: "round",
+    Ended: "end",
+}
 
 
 class MetricsFile:
@@ -44,7 +53,7 @@ class MetricsFile:
         if isinstance(event, CheckpointSaved):
             return
         # Step 0 is evaluated before any round; all else belongs to the round that is being made.
-        before_training = isinstance(event, Evaluated) and event.step == 0
+        before_training = isinstance(event, Evaluated | Tried) and event.step == 0
         number = 0 if before_training else self._round + 1
         values = {"kind": KINDS[type(event)], "round": number, **asdict(event)}
         values |= values.pop("measures", {})
@@ -108,6 +117,9 @@ def _forward(send: Callable[[str, float, int], None]) -> Watcher:
         elif isinstance(event, Evaluated):
             send(f"{event.adapter}/held_out/loss", event.loss, event.step)
             send(f"{event.adapter}/held_out/accuracy", event.accuracy, event.step)
+            for key, value in event.measures.items():
+                send(f"{event.adapter}/held_out/{key}", value, event.step)
+        elif isinstance(event, Tried):
             for key, value in event.measures.items():
                 send(f"{event.adapter}/held_out/{key}", value, event.step)
         elif isinstance(event, Phased):

@@ -62,6 +62,20 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """How good the model is as it is, on what is held out: the higher ``value`` is, the better.
+
+    ``eligible``: whether it may be the best state, as one beyond a bound may not. ``measures`` and ``samples``: what is
+    told.
+    """
+
+    value: float
+    eligible: bool
+    measures: Mapping[str, float]
+    samples: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class Turn:
     """A source whose adapter is about to do optimizer step ``step``; ``state`` is of its last phase, empty at first."""
 
@@ -102,6 +116,15 @@ class Source(Protocol):
 
         They depend on nothing but the model, the source, the step and the state; not on who else is there.
         """
+        ...
+
+    @property
+    def tried(self) -> bool:
+        """Whether something is held out that the model is tried on."""
+        ...
+
+    def trials(self, model: AdaptedModel, turns: Sequence[Turn], settings: RunSettings) -> list[Trial]:
+        """How good the adapter of each of ``turns``, all of this one's kind, is on what is held out, by itself."""
         ...
 
     def epochs_after(self, step: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +33,7 @@ class Task:
 
     Each of ``rows`` leads its group, and a step has whole groups. The reference of objectives that need one is the
     stack beneath, or with ``continues`` the adapter itself as it is when training begins. With a ``source`` there are
-    no ``rows``: they are made phase by phase.
+    no ``rows``: they are made phase by phase. ``follows``: an adapter of the run with which this one ends.
     """
 
     adapter: str
@@ -44,6 +44,7 @@ class Task:
     under: Stack = ()
     continues: bool = False
     source: Source | None = None
+    follows: str | None = None
 
     @property
     def total(self) -> int:
@@ -285,6 +286,25 @@ class Progress:
         """Put the best parameters back, if any were kept."""
         self._take(self.best_tensors)
 
+    def note(self, loss: float, told: Mapping[str, float], eligible: bool = True) -> bool:
+        """Take note of a held-out loss of the parameters as they are; whether they are the best so far, and kept.
+
+        ``told`` is remembered with the step.
+        """
+        better = eligible and math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
+        if better:
+            self.best_loss, self.best_step, self.evaluations_without_gain = loss, self.state_step, 0
+            self.keep_best()
+        else:
+            self.evaluations_without_gain += 1
+        self.history.append({"step": self.state_step, **told})
+        return better
+
+    @property
+    def state_step(self) -> int:
+        """The step that the parameters are of."""
+        return self.within_step if self.reason == "KL stop" and self.within_step is not None else self.step
+
     def keep_within(self) -> None:
         """Remember the parameters as they are now, as the last that are within the source's bound."""
         self.within_step = self.step
@@ -292,7 +312,7 @@ class Progress:
 
     def exceed(self, seen: str) -> None:
         """End here, with the last parameters that were within the bound, if there were any."""
-        kept = "no earlier state was within it" if self.within_step is None else f"kept is step {self.within_step}"
+        kept = "no earlier state was within it" if self.within_step is None else f"back to step {self.within_step}"
         self.reason, self.detail = "KL stop", f"{seen}; {kept}"
         self._take(self.within_tensors)
 

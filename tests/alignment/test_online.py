@@ -37,7 +37,7 @@ from graftlm.data.templates import ChatTemplate
 from graftlm.errors import UserError
 from graftlm.objectives import grpo_loss, ppo_policy_loss, ppo_value_loss, step_share
 from graftlm.objectives.sampled import Value
-from graftlm.training.events import Ended, Phased, Rested, Stepped
+from graftlm.training.events import Ended, Phased, Rested, Stepped, Tried
 from graftlm.training.forward import RoutedRow, build_micro_batch, micro_batch_values
 from graftlm.training.loop import Outcome, train
 from graftlm.training.objective_settings import ObjectiveSettings
@@ -93,10 +93,14 @@ def with_texts(task: Task, **settings: Any) -> Task:
 
 
 def ppo_tasks(
-    model: AdaptedModel, template: ChatTemplate, settings: ObjectiveSettings | None = None, **training: Any
+    model: AdaptedModel,
+    template: ChatTemplate,
+    reward: Callable[..., float] = low_tokens,
+    settings: ObjectiveSettings | None = None,
+    **training: Any,
 ) -> list[Task]:
     """The policy p and its values v."""
-    task = policy_task(model, "p", template, settings=settings or objective("ppo", value="v", passes=2), **training)
+    task = policy_task(model, "p", template, reward, settings or objective("ppo", value="v", passes=2), **training)
     source = replace(cast(Policy, with_texts(task).source), value=("v",))
     task = replace(task, objective=source.settings.objective())
     values = AdapterTraining(learning_rate=0.001, warmup=0, seed=9)
@@ -416,7 +420,7 @@ def test_a_policy_stops_on_its_divergence(
     ended = {event.adapter: event for event in recorder.of(Ended)}
     assert ended["p"].reason == ended["v"].reason == "KL stop"
     assert f"{kls[-1]:.2f} nats an answer from its start, above kl_stop {BOUND:g}" in ended["p"].detail
-    assert f"kept is step {phases[-2].step}" in ended["p"].detail
+    assert f"back to step {phases[-2].step}" in ended["p"].detail
     assert outcome.progress["p"].step < outcome.progress["p"].total
     for name in "ab":
         assert outcome.progress[name].reason == "finished"
@@ -457,3 +461,85 @@ def test_steps_are_left_out_where_the_policy_has_moved(words: PreTrainedTokenize
     assert len(recorder.of(Stepped, "v")) == 8
     assert [event.step for event in recorder.of(Phased, "p")] == [0, 4]
     assert outcome.progress["p"].reason == "finished"
+
+
+# --- tried on held-out prompts ---
+
+HELD_OUT = tuple(replace(prompt, source="held out") for prompt in asked("w20", "w21 w22", "w23"))
+
+
+def with_held_out(task: Task) -> Task:
+    return replace(task, source=replace(cast(Policy, task.source), held_out=HELD_OUT))
+
+
+def test_trials_on_held_out_prompts(words: PreTrainedTokenizerBase, template: ChatTemplate, tmp_path: Path) -> None:
+    """One answer each by the same seeds, at regular steps; the best state by reward is kept, alone as beside others,
+    and nothing that is learnt changes.
+    """
+
+    def life_(folder: Path, names: str, **options: Any) -> tuple[Outcome, AdaptedModel, Recorder]:
+        model = make_model(words, names)
+        tasks = [
+            with_held_out(policy_task(model, name, template, seed=ord(name), epochs=3, learning_rate=0.05))
+            for name in names
+            if name not in "pv"
+        ]
+        if "p" in names:
+            policy, values = ppo_tasks(model, template, epochs=2)
+            tasks += [with_held_out(policy), values]
+        recorder = Recorder()
+        settings = RunSettings(save_every=1, eval_every=2)
+        outcome = train(model, tasks, settings, checkpoints=folder, resume=True, watch=recorder, **options)
+        return outcome, model, recorder
+
+    outcome, model, recorder = life_(tmp_path / "whole", "abpv")
+    tried = recorder.of(Tried, "a")
+    assert [event.step for event in tried] == [0, 2, 4, 6]
+    assert not recorder.of(Tried, "v")
+    assert {"reward", "reward_even", "kl", "length", "distinct_2"} <= tried[0].measures.keys()
+    assert tried[0].measures["answers"] == 3
+    best = max(tried, key=lambda event: event.measures["reward"])
+    assert outcome.progress["a"].best_step == best.step
+    assert [event.step for event in tried if event.best][-1] == best.step
+    first = make_model(words, "a")
+    policy = cast(Policy, with_held_out(policy_task(first, "a", template, seed=97)).source)
+    (trial,) = policy.trials(first, [Turn(policy, 5)], RunSettings())
+    assert trial.measures == pytest.approx(tried[0].measures)
+
+    plain = make_model(words, "a")
+    _, told = run(plain, [policy_task(plain, "a", template, seed=97, epochs=3, learning_rate=0.05)])
+    losses = [event.loss for event in recorder.of(Stepped, "a")]
+    assert losses == pytest.approx([event.loss for event in told.of(Stepped, "a")])
+    _, alone, heard = life_(tmp_path / "alone", "a")
+    assert difference(weights(alone, "a"), weights(model, "a")) < 1e-7
+    assert [event.measures["reward"] for event in heard.of(Tried)] == pytest.approx(
+        [event.measures["reward"] for event in tried]
+    )
+
+    interrupted = True
+    while interrupted:
+        found, parts, _ = life_(tmp_path / "parts", "abpv", should_stop=after_round(1))
+        interrupted = found.interrupted
+    assert all(same_bits(weights(model, name), weights(parts, name)) for name in "abpv")
+
+
+def test_a_state_beyond_the_bound_is_never_the_best(words: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    model = make_model(words, "a")
+    settings = objective(kl_stop=1.5)
+    task = with_held_out(policy_task(model, "a", template, settings=settings, seed=1, epochs=6, learning_rate=0.05))
+    outcome, recorder = run(model, [task], RunSettings(eval_every=1))
+    progress = outcome.progress["a"]
+    assert progress.reason == "KL stop"
+    assert all(event.measures["kl"] <= 1.5 for event in recorder.of(Tried) if event.best)
+    assert progress.best_step <= (progress.within_step or 0)
+
+
+def test_values_end_with_their_policy(words: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    model = make_model(words, "pv")
+    policy, values = ppo_tasks(model, template, lambda *_: 1.0, epochs=9, patience=1)
+    tasks = [with_held_out(policy), replace(values, follows="p")]
+    outcome, _ = run(model, tasks, RunSettings(eval_every=1))
+    assert outcome.progress["p"].reason == "early stop"
+    assert "no better held-out reward" in outcome.progress["p"].detail
+    assert outcome.progress["v"].step == outcome.progress["p"].step
+    assert outcome.progress["v"].detail == "p, which it follows, has ended"

@@ -74,8 +74,15 @@ def test_a_run_beside_instruction_tuning(tmp_path: Path) -> None:
     assert phases[0]["samples"][0]["answer"]
     page = folder.report.read_text(encoding="utf-8")
     assert "Rewards while training" in page
-    assert page.count("answers it learnt from") == 3
-    assert f"reward {phases[0]['reward']:.3g} → {phases[1]['reward']:.3g}" in page
+    assert page.count("answers it learnt from (thick), held-out prompts (thin)") == 4
+    trials = [line for line in read_metrics(folder.metrics) if line["kind"] == "trial"]
+    assert [line["step"] for line in trials] == [0, 1, 2]
+    assert {"reward", "reward_letters", "kl", "length", "distinct_2", "samples"} <= trials[0].keys()
+    told = json.loads(folder.summary.read_text())["adapters"]["policy"]
+    kept = next(line for line in trials if line["step"] == told["best_step"])
+    assert told["held_out_prompts"]["kept"]["reward"] == kept["reward"] == max(line["reward"] for line in trials)
+    assert f"reward {trials[0]['reward']:.3g} → {kept['reward']:.3g}" in page
+    assert "(4 held-out prompts, step" in page
     assert (folder.adapters / "policy").is_dir()
 
 
