@@ -11,6 +11,7 @@ it, and on the prompt. Pure functions of texts; nothing here reads a model or a 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graftlm.errors import UserError
@@ -123,9 +124,13 @@ def fulfils(prompt: str, story: str) -> bool:
     return bool(judge(prompt, story))
 
 
-def reward(prompt: str, answer: str) -> float:
-    """:func:`fulfils` as a number, 1 or 0."""
-    return float(fulfils(prompt, answer))
+def reward(messages: Sequence[Mapping[str, str]], answer: str) -> float:
+    """:func:`fulfils` of the last message as a number, 1 or 0: a reward as recipes take it.
+
+    Raises:
+        UserError: see :func:`wish_of`.
+    """
+    return float(fulfils(messages[-1]["content"], answer))
 
 
 def _ends(wish: Wish, last: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -37,12 +39,15 @@ def load_function(kind: str, place: str, folder: Path) -> Callable[..., Any]:
 
 @cache
 def _module(kind: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"graftlm_{kind}_{path.stem}", path)
+    name = f"graftlm_{kind}_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{kind} {path}: is no Python file", hint="Its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
+        del sys.modules[name]
         raise UserError(f"{kind} {path}: cannot be read: {type(error).__name__}: {error}") from error
     return module

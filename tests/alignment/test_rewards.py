@@ -120,6 +120,16 @@ def test_function_of_a_python_file(tmp_path: Path) -> None:
         python_reward("mine.py:scores", beside=tmp_path)
 
 
+def test_a_file_may_have_dataclasses(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        "@dataclass(frozen=True, slots=True)\nclass Word:\n    text: str\n\n"
+        "def score(messages, answer):\n    return len(Word(answer).text)\n"
+    )
+    found = reward_rollouts(three(), [python_reward("own.py:score", beside=tmp_path)])
+    assert found.parts["score"].tolist() == [len(each.text) for each in three().answers]
+
+
 def test_a_reward_adapter_rates_what_policies_wrote(
     worded: Callable[..., AdaptedModel], template: ChatTemplate
 ) -> None:

@@ -37,7 +37,7 @@ START = "Once upon a time, there was a boy named Max. He had a blue boat. "
 )
 def test_the_last_sentence_has_to_be_the_ending(ending: str, fulfilled: bool) -> None:
     assert fulfils(PROMPT, START + ending) is fulfilled
-    assert reward(PROMPT, START + ending) == fulfilled
+    assert reward([{"role": "user", "content": PROMPT}], START + ending) == fulfilled
 
 
 def test_each_part_is_told_apart() -> None:
