@@ -15,7 +15,7 @@ SOURCES := $(wildcard graftlm tests benchmarks scripts)
 .NOTPARALLEL: # two targets must not install into one environment at once
 
 help:
-	@echo "make demo       set up, tune three adapters on the embedded base, write a report"
+	@echo "make demo       set up, then build data, tune, align and evaluate on the embedded base"
 	@echo "make test       set up, then all checks: lint, types, docs, pytest"
 	@echo "make lint       ruff and the import contract"
 	@echo "make types      mypy --strict"

@@ -47,7 +47,9 @@ def main() -> None:
     scores = score_rollouts(opened.model, drawn, {each.label: Roles(reference=start.stack) for each in every})
     parts = reward_rollouts(drawn, rewards).parts
     print(f"{len(prompts)} prompts, {arguments.answers} answers each; KL k1 and k3 in nats an answer")
-    print("| policy | true criterion | reward | KL (k1) | KL (k3) | distinct-2 | tokens |\n|---|---|---|---|---|---|---|")
+    print(
+        "| policy | true criterion | reward | KL (k1) | KL (k3) | distinct-2 | tokens |\n|---|---|---|---|---|---|---|"
+    )
     for each in every:
         places = drawn.of(each.label)
         far = [(scores.log_probs[place], scores.reference[place]) for place in places]

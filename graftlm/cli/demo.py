@@ -1,4 +1,4 @@
-"""graftlm demo: the whole circle on the embedded base and the shipped data, by commands that are shown and can be repeated."""
+"""graftlm demo: the whole circle on the embedded base and shipped data, by commands that can be repeated."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from graftlm.cli.console import as_duration, console
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results; an earlier demo is replaced.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the results; an earlier demo is replaced.")
+    ] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Two steps of everything: a look in a minute.")] = False,
 ) -> None:
     """Go the whole way on shipped data: build, tune, learn preferences, reinforce, evaluate. Takes some minutes."""

@@ -46,7 +46,12 @@ def _train(name: str, title: str) -> Step:
 
 
 STEPS = (
-    Step("set", "Labelled rows become instruction data", ("data", "build", "{out}/set.yaml", "--out", "{out}/set"), "set/card.md"),
+    Step(
+        "set",
+        "Labelled rows become instruction data",
+        ("data", "build", "{out}/set.yaml", "--out", "{out}/set"),
+        "set/card.md",
+    ),
     _train("tune", "Five adapters are tuned side by side"),
     _train("preferences", "A reward adapter and DPO learn from preferences"),
     _train("policies", "PPO: policy, values, reward and reference on one base"),
@@ -61,7 +66,7 @@ STEPS = (
         ),
         "eval/report.html",
     ),
-)  # fmt: skip
+)
 
 
 def lay_out(out: Path, *, quick: bool = False) -> None:

@@ -28,9 +28,10 @@ def summarise(out: Path, done: Sequence[Done]) -> list[Section]:
     """A section for each step that ran in ``out``."""
     lines = {"set": _set, "tune": _tuned, "preferences": _tuned, "policies": _policies, "eval": _evaluated}
     return [
-        Section(each.step.title, each.command, each.seconds, tuple(lines[each.step.name](out / each.step.name)), each.step.page)
+        Section(step.title, each.command, each.seconds, tuple(lines[step.name](out / step.name)), step.page)
         for each in done
-    ]  # fmt: skip
+        for step in (each.step,)
+    ]
 
 
 def write_summary(out: Path, sections: Sequence[Section]) -> Path:

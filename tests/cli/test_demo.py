@@ -30,7 +30,7 @@ def test_every_step_finds_what_it_needs(cli: Cli, tmp_path: Path) -> None:
     assert set(preferences.adapters) == {"reward", "dpo"}
     assert set(policies.adapters) == {"ppo", "critic"}
     (task,) = find_tasks([str(out / "wishes.yaml")], [])
-    assert task.path.is_file()
+    assert (task.folder / "data/wishes.held_out.jsonl").is_file()
 
 
 def save(folder: Path, **head: int) -> None:
