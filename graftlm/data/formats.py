@@ -35,6 +35,7 @@ from graftlm.data.row_messages import (
     self_instruct_parts,
     tag_turns,
     text_of,
+    turns_of,
 )
 from graftlm.data.tools import check_turns
 from graftlm.data.verdicts import COLUMNS, has_verdict, settled
@@ -50,6 +51,8 @@ PAIRS = (
     ("prompt", "answer"),
 )
 WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
+ALONE = ("prompt", "question", "instruction", "query")  # columns of prompts that nobody has answered
+NO_ANSWER = "conversation ends without an answer"
 LABELS = ("label", "labels", "answer", "target", "coarse_label", "class")
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
@@ -96,8 +99,11 @@ def recognise(
     prompt: str | None = None,
     answer: str | None = None,
     system: str | None = None,
+    prompts: bool = False,
 ) -> Format:
     """The format of a file by the fields of its first ``rows``; or one made of patterns with column names.
+
+    ``prompts``: whether rows of a prompt alone are wanted, and read where the rows are of no other format.
 
     Raises:
         UserError: the rows are of no known format (it lists their columns), are halves of pairs or prompt
@@ -110,6 +116,9 @@ def recognise(
     counts = Counter[str]()
     for row in rows:
         counts.update(name for name, (matches, _) in _KNOWN.items() if matches(row))
+    alone = next((c for c in ALONE if sum(c in row for row in rows) * 2 > len(rows)), None)
+    if not counts and alone is not None and prompts:
+        return Format(f"prompts ({alone})", _prompt_turns(alone), ignored=tuple(c for c in columns if c != alone))
     if not counts:
         raise _unrecognised(columns, source)
     most = max(counts.values())
@@ -121,6 +130,17 @@ def recognise(
         return replace(form, ignored=tuple(c for c in columns if c not in used_columns(columns)))
     single = name not in _JUDGED and not name.startswith(("plain text", "words and tags"))
     return _with_verdicts(form) if single and 2 * sum(map(has_verdict, rows)) >= len(rows) else form
+
+
+def _prompt_turns(column: str) -> Callable[[Row], list[Message]]:
+    """A prompt that nobody has answered: a text, or a list of turns."""
+
+    def convert(row: Row) -> list[Message]:
+        if isinstance(row.get(column), list):
+            return turns_of(row[column], column)
+        return [Message("user", text_of(row, column))]
+
+    return convert
 
 
 def _with_verdicts(form: Format) -> Format:
@@ -147,8 +167,10 @@ def fill(messages: Sequence[Message], variables: Mapping[str, str]) -> tuple[tup
     return filled, names
 
 
-def check(messages: Sequence[Message]) -> tuple[Message, ...]:
+def check(messages: Sequence[Message], *, prompts: bool = False) -> tuple[Message, ...]:
     """The messages, if they are a conversation: tools and system first, user and assistant in turn, an answer last.
+
+    ``prompts``: without an answer last too.
 
     Raises:
         RowProblem: they are not, or a content is empty.
@@ -167,8 +189,8 @@ def check(messages: Sequence[Message]) -> tuple[Message, ...]:
     if not turns:
         raise RowProblem("no messages")
     check_turns(turns)
-    if turns[-1].role not in ("assistant", "calls"):
-        raise RowProblem("conversation ends without an answer")
+    if turns[-1].role not in ("assistant", "calls") and not prompts:
+        raise RowProblem(NO_ANSWER)
     if any(not message.content.strip() for message in rejected):
         raise RowProblem("empty rejected answer")
     return (*tools, *(m for m in system if m.content.strip()), *turns, *rejected)
@@ -293,7 +315,8 @@ def _unrecognised(columns: Sequence[str], source: str) -> UserError:
         f"{source}: the format of these rows is not known; their columns are: {', '.join(columns)}",
         hint=f'Say how to read them: --prompt "{{{prompt}}}" --answer "{{{answer}}}". Known without that:'
         " Alpaca (instruction, input, output), ShareGPT (conversations), messages, self-instruct"
-        " (instruction, instances), prompt/completion, question/answer, input/output, plain text (text).",
+        " (instruction, instances), prompt/completion, question/answer, input/output, plain text (text)."
+        " Prompts without answers are for policies alone (objective: grpo, rloo, reinforce, ppo).",
     )
 
 

@@ -102,6 +102,12 @@ class Instance:
         return self.messages[: len(self.messages) - len(self.others)]
 
     @property
+    def asked(self) -> tuple[Message, ...]:
+        """What stands before the last answer: all of it where nothing is answered yet, nothing in a plain text."""
+        messages = self.conversation
+        return messages if messages[-1].role in ("user", "tool") else messages[:-1]
+
+    @property
     def others(self) -> tuple[Message, ...]:
         """Of a preference row, the answers that were liked no better than the first, best first."""
         begin = len(self.messages)

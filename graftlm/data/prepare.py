@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from graftlm.data.batches import EncodedRow
-from graftlm.data.formats import Format, RowProblem, check, fill, recognise
+from graftlm.data.formats import NO_ANSWER, Format, RowProblem, check, fill, recognise
 from graftlm.data.instances import Instance, Message
 from graftlm.data.keys import group_key
 from graftlm.data.p3 import origin_of
@@ -133,11 +133,13 @@ def load_instances(
     variables: Mapping[str, str] | None = None,
     split: str | None = None,
     limit: int | None = None,
+    prompts: bool = False,
 ) -> Instances:
     """Read instances from files, folders or Hub names; each file's format is recognised by itself.
 
     ``prompt``, ``answer`` and ``system`` are patterns with column names ("{question}"); ``variables`` replace
-    ``{{name}}`` in the contents; ``limit`` is the most rows read of each file.
+    ``{{name}}`` in the contents; ``limit`` is the most rows read of each file. ``prompts``: rows of a prompt that nobody
+    has answered are read too.
 
     Raises:
         UserError: a file cannot be read or recognised.
@@ -149,7 +151,15 @@ def load_instances(
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     for source in chain.from_iterable(find_sources(path) for path in listed):
         reading = read_instances(
-            source, counts, prompt=prompt, answer=answer, system=system, variables=variables, split=split, limit=limit
+            source,
+            counts,
+            prompt=prompt,
+            answer=answer,
+            system=system,
+            variables=variables,
+            split=split,
+            limit=limit,
+            prompts=prompts,
         )
         formats.append(reading.format)
         ignored += reading.ignored
@@ -199,6 +209,7 @@ def read_instances(
     split: str | None = None,
     limit: int | None = None,
     group: str | None = None,
+    prompts: bool = False,
 ) -> Reading:
     """The stream of instances of one of :func:`find_sources`; see :func:`load_instances`.
 
@@ -213,19 +224,23 @@ def read_instances(
         if group is not None:
             check_group(group, GROUPS, source)
             rows_of_set = (grouped(instance, _group_in_set(instance, group), counts) for instance in rows_of_set)
-        return Reading(chain.from_iterable(_of_set(instance, given, counts) for instance in rows_of_set), "a set")
+        return Reading(
+            chain.from_iterable(_of_set(instance, given, counts, prompts) for instance in rows_of_set), "a set"
+        )
     rows = islice(read_rows(source, split=split), limit)
     sample = list(islice(rows, SAMPLE))
-    form = recognise([row for _, row in sample], source, prompt=prompt, answer=answer, system=system)
+    form = recognise([row for _, row in sample], source, prompt=prompt, answer=answer, system=system, prompts=prompts)
     if group is not None:
         check_group(group, columns_of(row for _, row in sample), source)
-    parts = (_instances(form, row, source, number, given, counts, group) for number, row in chain(sample, rows))
+    parts = (
+        _instances(form, row, source, number, given, counts, group, prompts) for number, row in chain(sample, rows)
+    )
     return Reading(chain.from_iterable(parts), form.name, form.ignored)
 
 
-def _of_set(instance: Instance, variables: Mapping[str, str], counts: RowCounts) -> Iterator[Instance]:
+def _of_set(instance: Instance, variables: Mapping[str, str], counts: RowCounts, prompts: bool) -> Iterator[Instance]:
     counts.rows += 1
-    yield from _checked(instance, variables, counts)
+    yield from _checked(instance, variables, counts, prompts)
 
 
 def _instances(
@@ -236,6 +251,7 @@ def _instances(
     variables: Mapping[str, str],
     counts: RowCounts,
     group: str | None,
+    prompts: bool,
 ) -> Iterator[Instance]:
     counts.rows += 1
     try:
@@ -252,7 +268,7 @@ def _instances(
             counts.drop(problem.reason, source, number)
             continue
         instance = Instance(tuple(messages), source, number, origin_of(row), verdicts)
-        found = _checked(instance, variables, counts)
+        found = _checked(instance, variables, counts, prompts)
         if group is not None:
             found = (grouped(instance, group_of(row, group), counts) for instance in found)
         yield from found
@@ -271,12 +287,12 @@ def _group_in_set(instance: Instance, column: str) -> str:
     return group_key(value) if value else ""
 
 
-def _checked(instance: Instance, variables: Mapping[str, str], counts: RowCounts) -> Iterator[Instance]:
+def _checked(instance: Instance, variables: Mapping[str, str], counts: RowCounts, prompts: bool) -> Iterator[Instance]:
     """The instance with its variables filled in, if its messages are a conversation."""
     counts.read += 1
     try:
         instance = settled(instance, lambda reason: counts.truncate(reason, instance.source, instance.row))
-        messages, names = fill(check(instance.messages), variables)
+        messages, names = fill(check(instance.messages, prompts=prompts), variables)
     except RowProblem as problem:
         counts.drop(problem.reason, instance.source, instance.row)
         return
@@ -375,6 +391,8 @@ def _check_counts(counts: RowCounts, max_dropped: float, max_length: int | None)
     advice = []
     if PROMPT_FILLS in counts.dropped:
         advice.append(f"Raise max_length (now {max_length}) as far as the base's context allows.")
+    if NO_ANSWER in counts.dropped:
+        advice.append("Prompts without answers are for policies alone (objective: grpo, rloo, reinforce, ppo).")
     if any("no place for tool" in reason for reason in counts.dropped):
         advice.append("Use a base whose chat template has a place for tools, or give one: --chat-template FILE.jinja.")
     if counts.kept:

@@ -38,7 +38,7 @@ class Prompts:
     def rows(self, instances: Sequence[Instance], counts: RowCounts) -> Rows:
         special = special_texts(self.tokenizer)
         for instance in instances:
-            asked = instance.conversation[:-1]
+            asked = instance.asked
             if not asked:
                 counts.drop(NO_PROMPT, instance.source, instance.row)
                 continue

@@ -9,12 +9,12 @@ from graftlm.data.instances import Instance
 
 def prompt_of(instance: Instance) -> str:
     """All that stands before the last answer; nothing in a plain text."""
-    return "\n\n".join(message.content for message in instance.conversation[:-1])
+    return "\n\n".join(message.content for message in instance.asked)
 
 
 def answer_of(instance: Instance) -> str:
-    """The last answer, or the plain text; of a preference row, the chosen answer."""
-    return instance.conversation[-1].content
+    """The last answer, or the plain text; of a preference row, the chosen answer; empty where nothing is answered."""
+    return "" if instance.asked == instance.conversation else instance.conversation[-1].content
 
 
 def hash_texts(*texts: str) -> int:

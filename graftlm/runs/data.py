@@ -82,8 +82,12 @@ def form_of(adapter: AdapterRecipe) -> Form:
 
 
 def read_data(recipe: Recipe) -> dict[str, ReadData]:
-    """Read every data set of a recipe."""
-    return {name: _read(name, data_set) for name, data_set in recipe.data.items()}
+    """Read every data set of a recipe. Where policies alone use one, prompts that nobody has answered are read too."""
+    forms: dict[str, set[Form]] = {}
+    for adapter in recipe.adapters.values():
+        for name in adapter.data:
+            forms.setdefault(name, set()).add(form_of(adapter))
+    return {name: _read(name, each, forms.get(name) == {"prompts"}) for name, each in recipe.data.items()}
 
 
 def render_data(
@@ -158,7 +162,7 @@ def _tell(title: str, split: SplitData, say: Callable[[str], None]) -> None:
         say(f"data {title}, held-out file: {split.held_out.summary}; {_losses(split.held_out.counts)}")
 
 
-def _read(name: str, data_set: DataSet) -> ReadData:
+def _read(name: str, data_set: DataSet, prompts: bool) -> ReadData:
     keys = ("prompt", "answer", "system", "variables", "limit")
     reading = {key: value for key, value in data_set.reading().items() if key in keys}
 
@@ -166,7 +170,7 @@ def _read(name: str, data_set: DataSet) -> ReadData:
         for path in paths if split is not None else ():
             if Path(path).is_file():
                 raise UserError(f"{path} is a file, and has no split '{split}'", hint="Name a set, or leave it out.")
-        return load_instances(list(paths), split=split, **reading)
+        return load_instances(list(paths), split=split, prompts=prompts, **reading)
 
     with part_of("data set", name):
         held_out = None if data_set.held_out_from is None else read(*data_set.held_out_from)

@@ -18,6 +18,7 @@ from graftlm.base.memory import peak_memory, reset_peak_memory
 from graftlm.data.instances import Instance, Message
 from graftlm.data.labelled import render_source
 from graftlm.data.templates import ChatTemplate
+from graftlm.data.texts import answer_of
 from graftlm.evaluation.frequency import frequency_scores
 from graftlm.evaluation.rank_charts import RankScore
 from graftlm.evaluation.report import AdapterReport, Example, RunReport, write_report
@@ -261,7 +262,7 @@ def _answers(run: PreparedRun, tasks: Sequence[Task]) -> dict[str, list[Example]
         sampling = SamplingSettings(max_new_tokens=limit, temperature=0.0, stop_ids=stop_ids)
         for instance in chosen[task.adapter]:
             for stack in (task.under, task.stack):
-                prompt = _prompt(run, template, instance.conversation[:-1], stack)
+                prompt = _prompt(run, template, instance.asked, stack)
                 requests.append(Request(prompt, stack or None, sampling))
     once = list(dict.fromkeys(requests))  # many adapters, one base: its answers are the same for all of them
     completions = dict(zip(once, Engine(run.model).run(once), strict=True))
@@ -270,7 +271,7 @@ def _answers(run: PreparedRun, tasks: Sequence[Task]) -> dict[str, list[Example]
         task.adapter: [
             Example(
                 _prompt_text(instance),
-                instance.conversation[-1].content,
+                answer_of(instance),
                 {"base": next(answers).text or "", task.adapter: next(answers).text or ""},
             )
             for instance in chosen[task.adapter]
@@ -300,12 +301,12 @@ def _with_room(model: AdaptedModel, prompt: Sequence[int], stack: Stack) -> tupl
 
 def _spread(instances: Sequence[Instance]) -> list[Instance]:
     """Some question-and-answer instances, evenly over all."""
-    fit = [each for each in instances if len(each.conversation) > 1 and each.conversation[-1].role == "assistant"]
+    fit = [each for each in instances if each.asked and each.conversation[-1].role in ("assistant", "user")]
     return fit[:: max(1, len(fit) // EXAMPLES)][:EXAMPLES]
 
 
 def _prompt_text(instance: Instance) -> str:
-    turns = instance.conversation[:-1]
+    turns = instance.asked
     if len(turns) == 1:
         return turns[0].content
     return "\n".join(f"{message.role}: {message.content}" for message in turns)

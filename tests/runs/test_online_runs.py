@@ -218,3 +218,34 @@ def test_adapters_that_cannot_be_policies(tmp_path: Path) -> None:
     for extra, said in cases:
         with pytest.raises(UserError, match=said):
             set_up(online_recipe(tmp_path, {"type": "grpo"}, {"policy": extra}))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"prompt": f"Tell me of {name}.", "level": 1} for name in ("cats", "dogs", "birds", "fish", "bees", "ants")],
+        [
+            {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": f"Hello {number}"}]}
+            for number in range(6)
+        ],
+        [{"prompt": [{"role": "user", "content": f"Hello {number}"}]} for number in range(6)],
+    ],
+)
+def test_prompts_without_answers(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    """Policies read them; whoever learns answers says that there are none."""
+    objective = {"type": "grpo", "group": 2, "prompts": 2}
+    recipe = online_recipe(tmp_path, objective, {"policy": {}}, max_steps=1)
+    write_rows(tmp_path / "colours.jsonl", rows)
+    run = set_up(recipe)
+    split = run.parts["policy"]["colours"]
+    assert split.held_out is not None
+    assert (len(split.train.rows), len(split.held_out.rows)) == (2, 4)
+    folder = carry_out(recipe, tmp_path / "run")
+    (phase,) = [line for line in read_metrics(folder.metrics) if line["kind"] == "phase"]
+    assert phase["samples"][0]["prompt"][-1]["role"] == "user"
+    assert ("Hello" if "level" not in rows[0] else "Tell me of") in folder.report.read_text(encoding="utf-8")
+    both = online_recipe(tmp_path, objective, {"policy": {}, "tuned": {"objective": "sft", "batch_rows": 2}})
+    write_rows(tmp_path / "colours.jsonl", rows)
+    with pytest.raises(UserError) as caught:
+        set_up(both)
+    assert "Prompts without answers are for policies alone" in f"{caught.value.message} {caught.value.hint}"
