@@ -1,6 +1,6 @@
 """graftlm's side of ``dpo_vs_trl.py``: run by the driver as ``dpo_graftlm.py TOKENS WORK.json``.
 
-All is as it comes; TOKENS are those of a micro-batch, 4,096 by default.
+All is as it comes; TOKENS are those of a micro-batch, 2,048 by default.
 """
 
 from __future__ import annotations

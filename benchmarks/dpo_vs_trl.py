@@ -31,8 +31,8 @@ PEER = "dpo_peer_trl.py"
 CONTENDERS = {
     "trl": Contender("trl + peft, as it comes", PEER, ("trl",), target=5),
     "trl-allocator": Contender("  with allocator", PEER, ("trl",), KEEP_LARGE_BLOCKS, target=2.5),
-    "graftlm": Contender("graftlm", "dpo_graftlm.py", ("4096",)),
-    "graftlm-2048": Contender("  with micro-batches of 2,048 tokens", "dpo_graftlm.py", ("2048",)),
+    "graftlm": Contender("graftlm", "dpo_graftlm.py", ("2048",)),
+    "graftlm-4096": Contender("  with micro-batches of 4,096 tokens", "dpo_graftlm.py", ("4096",)),
     "bare": Contender("bare loop", PEER, ("bare",)),
     "bare-allocator": Contender("bare loop with allocator", PEER, ("bare",), KEEP_LARGE_BLOCKS),
 }

@@ -1,6 +1,6 @@
 """graftlm's side of ``sft_vs_trl.py``: run by the driver as ``sft_graftlm.py WORK.json``.
 
-The public training loop with its defaults (micro-batches of at most 4,096 tokens, no gradient checkpointing), in
+The public training loop with its defaults (micro-batches of at most 2,048 tokens, no gradient checkpointing), in
 the plain environment: whatever allocator and OpenMP settings it has, it makes itself.
 """
 

@@ -70,7 +70,7 @@ class RunSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     micro_batch_tokens: int = Field(
-        4096,
+        2048,
         ge=1,
         description="Tokens that run at once (padding included): sets memory, changes nothing else.",
     )
