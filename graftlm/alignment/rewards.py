@@ -92,14 +92,18 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def python_reward(place: str, *, beside: Path = Path(), weight: float = 1.0, on_failure: Failure = "error") -> Reward:
+def python_reward(
+    place: str, *, name: str = "", beside: Path = Path(), weight: float = 1.0, on_failure: Failure = "error"
+) -> Reward:
     """The function FILE.py:FUNCTION as :func:`function_reward` takes it, the file relative to ``beside``.
+
+    ``name``: left out, that of the function.
 
     Raises:
         UserError: there is no such file or function.
     """
     return function_reward(
-        load_function("reward", place, beside), place.rpartition(":")[2], weight=weight, on_failure=on_failure
+        load_function("reward", place, beside), name or place.rpartition(":")[2], weight=weight, on_failure=on_failure
     )
 
 

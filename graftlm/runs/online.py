@@ -141,8 +141,7 @@ def _reward(
 ) -> Reward:
     failure = settings.on_failure
     if settings.python is not None:
-        function = python_reward(settings.python, weight=settings.weight, on_failure=failure or "error")
-        return replace(function, name=name)
+        return python_reward(settings.python, name=name, weight=settings.weight, on_failure=failure or "error")
     if settings.url is not None:
         assert settings.model is not None
         assert settings.criterion is not None
