@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from _measure import Meter, print_result
 from dpo_vs_trl import BATCH_PAIRS, BETA, LEARNING_RATE, Pair, Work
-from sft_peer_trl import lora_config
-from sft_vs_trl import CLIP_NORM, TokenCounter, build_model
+from sft_peer_trl import bare_loop, lora_config
+from sft_vs_trl import TokenCounter, build_model
 
 if TYPE_CHECKING:
     import torch
@@ -78,36 +78,19 @@ def run_trl(work: Work) -> dict[str, Any]:
 def run_bare(work: Work) -> dict[str, Any]:
     """peft's LoRA in a loop over sorted pairs: logits of answers only, the reference at every step."""
     import torch
-    from peft import get_peft_model
 
-    model = build_model(work.seed)
-    torch.manual_seed(work.seed)
-    adapted = get_peft_model(model, lora_config())
-    adapted.train()
-    counter, meter = TokenCounter(model), Meter()
-    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    ordered = sorted(work.pairs, key=lambda pair: max(map(len, pair.rows)))
-    batches = [ordered[start : start + BATCH_PAIRS] for start in range(0, len(ordered), BATCH_PAIRS)]
-    losses = []
-    meter.start()
-    for pairs in batches:
+    def loss_of(adapted: Any, pairs: list[Pair]) -> torch.Tensor:
+        model = adapted.get_base_model()
         policy = log_probs(model, pairs)
         with torch.no_grad(), adapted.disable_adapter():
             reference = log_probs(model, pairs)
         better, worse = (policy - reference).chunk(2)
-        loss = -torch.nn.functional.logsigmoid(BETA * (better - worse)).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    meter.stop()
-    return meter.result() | {
-        "processed_tokens": counter.tokens,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-    }
+        return -torch.nn.functional.logsigmoid(BETA * (better - worse)).mean()
+
+    ordered = sorted(work.pairs, key=lambda pair: max(map(len, pair.rows)))
+    batches = [ordered[start : start + BATCH_PAIRS] for start in range(0, len(ordered), BATCH_PAIRS)]
+    result, losses, _ = bare_loop(work.seed, batches, loss_of, rate=LEARNING_RATE, decay=False)
+    return result | {"first_loss": losses[0], "last_loss": losses[-1]}
 
 
 def log_probs(model: Any, pairs: list[Pair]) -> torch.Tensor:

@@ -21,7 +21,8 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from _measure import Meter, print_result
 from sft_vs_trl import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
 
+T = TypeVar("T")  # a batch, whatever a loss takes
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -116,37 +118,54 @@ def run_trl(work: Work, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def run_bare(work: Work) -> dict[str, Any]:
-    """peft's LoRA in a loop with sorted batches, and logits of the supervised positions only."""
+def bare_loop(
+    seed: int, batches: Sequence[T], loss_of: Callable[[Any, T], torch.Tensor], *, rate: float, decay: bool
+) -> tuple[dict[str, Any], list[float], Any]:
+    """A step of peft's LoRA for each batch: what was measured, the losses and the model.
+
+    ``loss_of`` is given peft's model, whose ``get_base_model()`` is the base with the adapter in it. ``decay``: the
+    rate falls to nothing along a line.
+    """
     import torch
     from peft import get_peft_model
 
-    model = build_model(work.seed)
-    torch.manual_seed(work.seed)
-    adapted = get_peft_model(model, lora_config())
+    base = build_model(seed)
+    torch.manual_seed(seed)
+    adapted = get_peft_model(base, lora_config())
     adapted.train()
-    counter, meter = TokenCounter(model), Meter()
+    counter, meter = TokenCounter(base), Meter()
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    batches = sorted_batches(work.rows, work.seed)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
-
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches) if decay else 1.0)
+    losses = []
     meter.start()
-    for rows in batches:
-        ids, attended, supervised = padded(rows)
-        hidden = model.model(input_ids=ids, attention_mask=attended, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[:, :-1][supervised[:, 1:]])
-        loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][supervised[:, 1:]])
+    for batch in batches:
+        loss = loss_of(adapted, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        losses.append(float(loss.detach()))
     meter.stop()
+    return meter.result() | {"processed_tokens": counter.tokens}, losses, base
 
-    result = meter.result() | {"processed_tokens": counter.tokens, "steps": len(batches)}
+
+def run_bare(work: Work) -> dict[str, Any]:
+    """peft's LoRA in a loop with sorted batches, and logits of the supervised positions only."""
+    import torch
+
+    def loss_of(adapted: Any, rows: list[Row]) -> torch.Tensor:
+        model = adapted.get_base_model()
+        ids, attended, supervised = padded(rows)
+        hidden = model.model(input_ids=ids, attention_mask=attended, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1][supervised[:, 1:]])
+        return torch.nn.functional.cross_entropy(logits, ids[:, 1:][supervised[:, 1:]])
+
+    batches = sorted_batches(work.rows, work.seed)
+    result, _, model = bare_loop(work.seed, batches, loss_of, rate=LEARNING_RATE, decay=True)
     model.eval()
-    return result | {"loss": loss_after(lambda ids: model(input_ids=ids).logits, work)}
+    return result | {"steps": len(batches), "loss": loss_after(lambda ids: model(input_ids=ids).logits, work)}
 
 
 def sorted_batches(rows: list[Row], seed: int) -> list[list[Row]]:

@@ -209,26 +209,20 @@ MEMORY_TARGET = 0.5
 
 def measure(work: Work, names: list[str], repeats: int, threads: int) -> tuple[dict[str, Any], float]:
     """Each contender's medians (or ``Failure``), and the machine's limit in useful tokens per second."""
-    runs: dict[str, list[Any]] = {name: [] for name in names}
     rates: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         work_file, shapes_file = Path(folder, "work.json"), Path(folder, "shapes.json")
         work.write(work_file)
         shapes_file.write_text(json.dumps([asdict(p) for p in products(work)]), encoding="utf-8")
-        for repeat in range(repeats):
-            for name in names:
-                if failed(runs[name]):
-                    continue
-                contender = CONTENDERS[name]
-                arguments = [*contender.arguments, str(work_file)]
-                rates.append(flops_now(shapes_file, threads))
-                run = run_child(contender.script, arguments, threads=threads, environment=contender.environment)
-                runs[name].append(run)
-                say(
-                    f"[{repeat + 1}/{repeats}] {name}: {outcome_line(run, work)}; "
-                    f"matmul before it: {rates[-1] / 1e9:.0f} Gflop/s"
-                )
-    results = {name: failed(found) or medians(found) for name, found in runs.items()}
+        results = take_turns(
+            CONTENDERS,
+            names,
+            work_file,
+            repeats=repeats,
+            threads=threads,
+            told=lambda run: f"{outcome_line(run, work)}; matmul before it: {rates[-1] / 1e9:.0f} Gflop/s",
+            before=lambda: rates.append(flops_now(shapes_file, threads)),
+        )
     # The best rate, not the median: neighbours on the machine can only take from it.
     return results, max(rates) / (4 * parameters_per_token(work))
 
@@ -252,8 +246,11 @@ def take_turns(
     repeats: int,
     threads: int,
     told: Callable[[dict[str, Any]], str],
+    before: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run contenders in turn, each in a process of its own; one that failed is not run again.
+
+    ``told``: what is said of a run. ``before`` is called before each.
 
     Returns:
         by name the medians of its runs, or its failure.
@@ -265,10 +262,11 @@ def take_turns(
                 continue
             contender = contenders[name]
             arguments = [*contender.arguments, str(work_file)]
+            before()
             load = os.getloadavg()[0]
             run = run_child(contender.script, arguments, threads=threads, environment=contender.environment)
             found.append(run)
-            outcome = run.reason if isinstance(run, Failure) else told(run)
+            outcome = f"failed: {run.reason}" if isinstance(run, Failure) else told(run)
             say(f"[{repeat + 1}/{repeats}] {name}: {outcome}; load before it {load:.1f}")
     return {name: failed(found) or medians(found) for name, found in runs.items()}
 
@@ -281,9 +279,7 @@ def print_failures(results: Mapping[str, Any]) -> int:
     return 1 if failures else 0
 
 
-def outcome_line(run: dict[str, Any] | Failure, work: Work) -> str:
-    if isinstance(run, Failure):
-        return f"failed: {run.reason}"
+def outcome_line(run: dict[str, Any], work: Work) -> str:
     settings = ", ".join(f"{name}={value}" for name, value in run.get("settings", {}).items())
     return f"{work.useful_tokens / run['seconds']:.0f} tokens/s, {gigabytes(run)} GB" + f" ({settings})" * bool(
         settings
@@ -386,10 +382,9 @@ def main() -> int:
     millions = parameters_per_token(work) / 1e6
     print(f"{machine}\n{amount}")
     print(f"The machine's limit: {limit:.0f} tokens/s ({millions:.1f}M parameters a token).")
-    failures = {name: result.reason for name, result in results.items() if isinstance(result, Failure)}
-    for name, reason in failures.items():
-        print(f"{name} failed: {reason}")
+    status = print_failures(results)
     if options.json:
+        failures = {name: result.reason for name, result in results.items() if isinstance(result, Failure)}
         figures = {name: result for name, result in results.items() if name not in failures}
         summary = {
             "limit": limit,
@@ -398,7 +393,7 @@ def main() -> int:
             "failed": failures,
         }
         options.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    return 1 if failures else 0
+    return status
 
 
 if __name__ == "__main__":

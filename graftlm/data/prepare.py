@@ -138,8 +138,8 @@ def load_instances(
     """Read instances from files, folders or Hub names; each file's format is recognised by itself.
 
     ``prompt``, ``answer`` and ``system`` are patterns with column names ("{question}"); ``variables`` replace
-    ``{{name}}`` in the contents; ``limit`` is the most rows read of each file. ``prompts``: rows of a prompt that nobody
-    has answered are read too.
+    ``{{name}}`` in the contents; ``limit`` is the most rows read of each file. ``prompts``: rows of a prompt that
+    nobody has answered are read too.
 
     Raises:
         UserError: a file cannot be read or recognised.
