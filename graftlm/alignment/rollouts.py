@@ -289,7 +289,9 @@ def _ask(model: AdaptedModel, by_policy: _ByPolicy, sampling: Sampling, step: in
     for speaker, own in by_policy:
         room = model.room(speaker.stack) + model.virtual_length(speaker.stack)
         for prompt in own:
-            seed = mix_seed(seeds.get(speaker.label, sampling.seed), speaker.label, step, prompt.source, prompt.row)
+            # By the name of its file alone: answers stay the same where the folder is another one.
+            place = (prompt.source.replace("\\", "/").rpartition("/")[2], prompt.row)
+            seed = mix_seed(seeds.get(speaker.label, sampling.seed), speaker.label, step, *place)
             try:
                 request = speaker.request(prompt.messages, model.tokenizer, sampling.settings(seed))
             except UserError as error:

@@ -249,3 +249,13 @@ def test_prompts_without_answers(tmp_path: Path, rows: list[dict[str, Any]]) -> 
     with pytest.raises(UserError) as caught:
         set_up(both)
     assert "Prompts without answers are for policies alone" in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_answers_do_not_depend_on_the_folder(tmp_path: Path) -> None:
+    told = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        recipe = online_recipe(tmp_path / name, {"type": "grpo", "group": 2}, {"policy": {}}, max_steps=1)
+        lines = read_metrics(carry_out(recipe, tmp_path / name / "run").metrics)
+        told.append([each["answer"] for line in lines for each in line.get("samples", ())])
+    assert told[0] == told[1]
